@@ -1,0 +1,1 @@
+"""The verbs of the `zoo` command that belong to the benchmarks."""

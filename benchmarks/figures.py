@@ -1,0 +1,71 @@
+"""The charts of a report, drawn from a summary."""
+
+import numpy as np
+
+from benchmarks import statistics, svg
+from benchmarks.summary import Summary
+
+
+def draw_figures(summary: Summary) -> dict[str, str]:
+    """All charts by file name, in the order in which a report shows them."""
+    figures = {}
+    for task in summary.tasks:
+        name = slug(task)
+        figures[f"{name}-scores"] = _score_chart(summary, task)
+        for axis, label in (
+            ("env_steps", "env steps"),
+            ("wall_s", "seconds of training"),
+        ):
+            chart = _curve_chart(summary, task, axis, label)
+            if chart:
+                figures[f"{name}-{axis.replace('_', '-')}"] = chart
+    profile = _profile_chart(summary)
+    return {**figures, "performance-profile": profile} if profile else figures
+
+
+def _score_chart(summary: Summary, task: str) -> str:
+    dots = [
+        svg.Dot(
+            score.label, summary.color(score.label), *score.interval, points=tuple(score.finals)
+        )
+        for score in summary.ranked(task)
+    ]
+    return svg.interval_chart(dots, f"Final scores on {task}", "return")
+
+
+def _curve_chart(summary: Summary, task: str, axis: str, label: str) -> str | None:
+    lines, flat = [], []
+    for score in (score for score in summary.scores if score.task == task):
+        curve = score.mean_curve(axis)
+        name = f"{score.label} (n={len(score.finals)})"
+        color = summary.color(score.label)
+        if curve:
+            grid, band, runs = curve
+            lines.append(svg.Line(name, color, grid, band.value, band.low, band.high, runs))
+        elif not score.curves:
+            level = np.array([score.interval.value])
+            flat.append(svg.Line(name, color, np.array([]), level))
+    if not lines:
+        return None
+    title = f"Learning curves on {task} against {label}"
+    return svg.line_chart([*lines, *flat], title, label, "return")
+
+
+def _profile_chart(summary: Summary) -> str | None:
+    scores = {label: list(summary.normalized(label).values()) for label in summary.labels}
+    scores = {label: tasks for label, tasks in scores.items() if tasks}
+    if not scores:
+        return None
+    highest = max(float(task.max()) for tasks in scores.values() for task in tasks)
+    taus = np.linspace(0, max(1.0, highest) * 1.02, 120)
+    lines = []
+    for label, tasks in scores.items():
+        band = statistics.performance_profile(tasks, taus)
+        runs = sum(len(task) for task in tasks)
+        lines.append(svg.Line(f"{label} (n={runs})", summary.color(label), taus, *band))
+    return svg.line_chart(lines, "Performance profile", "normalised score", "share of runs above")
+
+
+def slug(task: str) -> str:
+    """A task's name as the beginning of a file name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in task).lower()

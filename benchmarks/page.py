@@ -1,0 +1,231 @@
+"""The report as one HTML file: no scripts, no network, pictures inlined."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from benchmarks import svg
+from benchmarks.figures import slug
+from benchmarks.summary import Score, Summary
+from benchmarks.tables import (
+    AGGREGATE_HEADER,
+    HEADER,
+    aggregate_rows,
+    commands,
+    counted,
+    failures,
+    improvement_rows,
+    notes,
+    number,
+    score_rows,
+)
+
+_CAPTIONS = {
+    "env-steps": "Return against experience.",
+    "wall-s": "Return against time.",
+    "scores": "Final scores: every run, their IQM and its 95% interval.",
+}
+
+
+def render_page(summary: Summary, figures: Mapping[str, str]) -> str:
+    """Fill the template.
+
+    Args:
+        summary: the results.
+        figures: charts by name, as `benchmarks.figures.draw_figures` returns them.
+    """
+    sections = [_failures(summary)]
+    sections += [_task(summary, task, figures) for task in summary.tasks]
+    sections += [
+        _overall(summary, figures),
+        _dreams(summary),
+        _measured(summary),
+        _notes(summary),
+        _origin(summary),
+    ]
+    template = (resources.files("benchmarks") / "report.html").read_text()
+    return Template(template).substitute(
+        title=escape(summary.title),
+        about=escape(summary.suite.about if summary.suite else ""),
+        facts=_facts(summary),
+        style=f"{svg.palette(':root')}\n{svg.STYLE}",
+        body="\n".join(section for section in sections if section),
+    )
+
+
+def last_gifs(summary: Summary, score: Score) -> list[Path]:
+    """The last recording of each kind, from the first run of a model that has any.
+
+    Recordings are `videos/<kind>-<step>.gif`.
+    """
+    for seed in score.seeds:
+        videos = summary.out / "runs" / score.model / score.preset / f"seed={seed}" / "videos"
+        last: dict[str, tuple[int, Path]] = {}
+        for path in sorted(videos.glob("*.gif")):
+            match = re.fullmatch(r"(.*?)-?(\d+)", path.stem)
+            kind, step = (match[1], int(match[2])) if match else (path.stem, 0)
+            last[kind] = max(last.get(kind, (-1, path)), (step, path))
+        if last:
+            return [path for _, path in last.values()]
+    return []
+
+
+def _facts(summary: Summary) -> str:
+    runs = sum(len(score.finals) for score in summary.scores)
+    facts = [
+        counted(len(summary.labels), "model"),
+        counted(len(summary.tasks), "task"),
+        counted(runs, "run"),
+        counted(sum(score.episodes for score in summary.scores), "final episode"),
+    ]
+    if summary.missing:
+        facts.append(counted(len(summary.missing), "cell") + " without a result")
+    pairs = (fact.partition(" ") for fact in facts)
+    return "".join(f"<span><b>{count}</b> {noun}</span>" for count, _, noun in pairs)
+
+
+def _failures(summary: Summary) -> str:
+    failed = failures(summary)
+    if not failed:
+        return ""
+    items = "".join(f"<h3>{escape(name)}</h3><pre>{escape(words)}</pre>" for name, words in failed)
+    count = counted(len(failed), "cell")
+    return f'<section class="alert"><p><b>Without a result: {count}</b></p>{items}</section>'
+
+
+def _task(summary: Summary, task: str, figures: Mapping[str, str]) -> str:
+    rows = [_row(summary, row) for row in score_rows(summary, task)]
+    prefix = f"{slug(task)}-"
+    scores, *curves = [
+        _figure(chart, _CAPTIONS[name.removeprefix(prefix)])
+        for name, chart in figures.items()
+        if name.startswith(prefix)
+    ]
+    return (
+        f"<section><h2>{escape(task)}</h2>"
+        f'<div class="split">{_table(HEADER, rows)}{scores}</div>'
+        f'<div class="charts">{"".join(curves)}</div></section>'
+    )
+
+
+def _overall(summary: Summary, figures: Mapping[str, str]) -> str:
+    if "performance-profile" not in figures:
+        return ""
+    rows = [_row(summary, row) for row in aggregate_rows(summary)]
+    caption = "Share of runs above a normalised score, with 95% band; higher is better."
+    chart = _figure(figures["performance-profile"], caption)
+    title = "Performance profile" if len(summary.tasks) < 2 else "Normalised over all tasks"
+    table = _table(AGGREGATE_HEADER, rows) if rows else ""
+    return (
+        f'<section><h2>{title}</h2>{table}<div class="charts">{chart}{_improvement(summary)}</div>'
+        "</section>"
+    )
+
+
+def _improvement(summary: Summary) -> str:
+    if len(summary.labels) < 2:
+        return ""
+    rows = []
+    for x, texts in zip(summary.labels, improvement_rows(summary), strict=True):
+        cells = [f"<td>{_swatch(summary, x)}{escape(x)}</td>"]
+        for y, text in zip(summary.labels, texts[1:], strict=True):
+            interval = None if x == y else summary.improvement(x, y)
+            # Tint: how far from a coin toss.
+            share = 0 if interval is None else round(abs(interval.value - 0.5) * 50)
+            ink = "var(--s0)" if interval and interval.value >= 0.5 else "var(--s1)"
+            tint = f"background:color-mix(in srgb, {ink} {share}%, transparent)"
+            value, _, rest = text.partition(" ")
+            cells.append(f'<td style="{tint}">{value}<small>{rest}</small></td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    header = "".join(f"<th>{escape(name)}</th>" for name in ("", *summary.labels))
+    return (
+        f'<figure><div class="scroll"><table class="matrix"><thead><tr>{header}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div><figcaption>Probability of improvement: how "
+        "likely a run of the row scores above a run of the column; one half is a coin toss."
+        "</figcaption></figure>"
+    )
+
+
+def _dreams(summary: Summary) -> str:
+    figures = []
+    for score in summary.scores:
+        for path in last_gifs(summary, score):
+            data = base64.b64encode(path.read_bytes()).decode()
+            name = escape(f"{score.label} on {score.task}")
+            figures.append(
+                f'<figure><img alt="{name}" src="data:image/gif;base64,{data}">'
+                f"<figcaption>{name}: {escape(path.stem)}</figcaption></figure>"
+            )
+    if not figures:
+        return ""
+    return (
+        "<section><h2>Dreams</h2><p>What the model predicts, beside what happened.</p>"
+        f'<div class="dreams">{"".join(figures)}</div></section>'
+    )
+
+
+def _measured(summary: Summary) -> str:
+    names = list(dict.fromkeys(name for score in summary.scores for name in score.metrics))
+    if not names:
+        return ""
+    rows = []
+    for score in summary.scores:
+        texts = [number(score.metrics[name]) if name in score.metrics else "" for name in names]
+        rows.append(
+            [_swatch(summary, score.label) + escape(score.label), escape(score.task), *texts]
+        )
+    return (
+        "<section><h2>Beside the score</h2><p>Means over runs of the last value measured.</p>"
+        f"{_table(('model', 'task', *(name.replace('_', ' ') for name in names)), rows)}</section>"
+    )
+
+
+def _notes(summary: Summary) -> str:
+    items = "".join(f'<p class="note">{escape(note)}</p>' for note in notes(summary))
+    return f"<section><h2>How to read this</h2>{items}</section>"
+
+
+def _origin(summary: Summary) -> str:
+    lines = [
+        f'<p class="note"><b>{name}</b> {escape(value)}</p>'
+        for column, name in (("git_sha", "Commit"), ("versions", "Versions"), ("hardware", "On"))
+        for value in summary.distinct(column)
+    ]
+    shell = escape("\n".join(commands(summary)))
+    return (
+        f"<section><h2>Make it again</h2>{f'<pre>{shell}</pre>' if shell else ''}"
+        f"{''.join(lines)}</section>"
+    )
+
+
+def _row(summary: Summary, texts: Sequence[str]) -> list[str]:
+    """Escaped cells with the model's colour in front and the headline number in bold."""
+    label, *cells = (escape(text) for text in texts)
+    first = next(number for number, text in enumerate(cells) if "[" in text or "(" in text)
+    value, space, interval = cells[first].partition(" ")
+    cells[first] = f"<b>{value}</b>{space}{interval}"
+    return [_swatch(summary, texts[0]) + label, *cells]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are already HTML."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in row)}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _figure(chart: str, caption: str) -> str:
+    return f"<figure>{chart}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _swatch(summary: Summary, label: str) -> str:
+    number_ = summary.color(label)
+    color = "var(--soft)" if number_ == svg.NEUTRAL else f"var(--s{number_ % len(svg.LIGHT)})"
+    return f'<span class="swatch" style="background:{color}"></span>'

@@ -1,0 +1,188 @@
+"""A suite: which models are compared on which tasks, with what budgets and how many seeds.
+
+Suites are `suites/<name>.yaml`, or any yaml file of the same form given by its path. A suite of
+kind "speed" measures times instead of scores and has no cells.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from benchmarks.cell import Cell
+from datamodules.errors import UserError
+
+KINDS = ("scores", "speed")
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Scores that put a task's returns on a common scale: 0 is random, 1 is expert.
+
+    Attributes:
+        source: where the two numbers come from; a reader must be able to check them.
+    """
+
+    random: float
+    expert: float
+    source: str
+
+    def normalize(self, value: float) -> float:
+        """Return on the common scale; below 0 and above 1 are possible."""
+        return (value - self.random) / (self.expert - self.random)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model with one preset on one task.
+
+    Attributes:
+        env_steps: budget; None means the preset's own.
+        eval_every: overrides the suite's, in env steps.
+    """
+
+    model: str
+    preset: str
+    task: str
+    env_steps: int | None = None
+    eval_every: int | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A comparison as data; `cells` lists the work.
+
+    Attributes:
+        kind: "scores", or "speed" for timings without cells.
+        seeds: every entry is run with the seeds 0 .. seeds-1.
+        episodes: of the final evaluation.
+        eval_every: env steps between a baseline's evaluations during training.
+        eval_episodes: episodes of each of those.
+        tasks: normalisation references by task.
+    """
+
+    name: str
+    title: str
+    about: str = ""
+    kind: str = "scores"
+    seeds: int = 5
+    episodes: int = 100
+    eval_every: int = 1000
+    eval_episodes: int = 10
+    tasks: Mapping[str, Reference] = field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()
+
+    def cells(self, seeds: int | None = None) -> list[Cell]:
+        """All cells, in the order in which they are started.
+
+        Raises:
+            UserError: `seeds` is below 1.
+        """
+        count = self.seeds if seeds is None else seeds
+        if count < 1:
+            raise UserError(f"a suite needs at least one seed, not {count}")
+        return [
+            Cell(
+                model=entry.model,
+                preset=entry.preset,
+                task=entry.task,
+                seed=seed,
+                suite=self.name,
+                env_steps=entry.env_steps,
+                episodes=self.episodes,
+                eval_every=entry.eval_every or self.eval_every,
+                eval_episodes=self.eval_episodes,
+            )
+            for entry in self.entries
+            for seed in range(count)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `parse_suite` reads it back."""
+        return asdict(self)
+
+
+def list_suites() -> list[str]:
+    """Names of the suites that come with the package."""
+    folder = resources.files("benchmarks") / "suites"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir())
+
+
+def load_suite(name: str) -> Suite:
+    """Load a suite by its name or by the path of a yaml file.
+
+    Raises:
+        UserError: no such suite (the nearest names are given), or a mistake in the file.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"there is no suite file {name}")
+        text = path.read_text()
+    elif name in list_suites():
+        text = (resources.files("benchmarks") / "suites" / f"{name}.yaml").read_text()
+    else:
+        close = get_close_matches(name, list_suites())
+        hint = f"did you mean {' or '.join(close)}?" if close else "give a yaml file, or one of: "
+        raise UserError(
+            f"there is no suite {name!r}; {hint}{'' if close else ', '.join(list_suites())}"
+        )
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"suite {name} is not yaml: {error}") from error
+    return parse_suite({"name": Path(name).stem, **_mapping(content, f"suite {name}")})
+
+
+def parse_suite(content: Mapping[str, Any]) -> Suite:
+    """Build a suite from plain data, checking every key.
+
+    Raises:
+        UserError: unknown or missing keys, an unknown kind, or two entries that would share a cell.
+    """
+    where = f"suite {content.get('name')}"
+    tasks = {
+        task: _build(Reference, value, f"{where}, task {task}")
+        for task, value in _mapping(content.get("tasks", {}), f"{where}, tasks").items()
+    }
+    entries = tuple(
+        _build(Entry, value, f"{where}, entry {number}")
+        for number, value in enumerate(content.get("entries", ()), start=1)
+    )
+    suite = _build(Suite, {**content, "tasks": tasks, "entries": entries}, where)
+    if suite.kind not in KINDS:
+        raise UserError(f"{where} has kind {suite.kind!r}; kinds are {', '.join(KINDS)}")
+    if suite.kind == "scores" and not entries:
+        raise UserError(f"{where} has no entries, so there is nothing to run")
+    places = [(entry.model, entry.preset) for entry in entries]
+    for place in places:
+        if places.count(place) > 1:
+            raise UserError(f"{where} lists {'/'.join(place)} twice; give each its own preset")
+    return suite
+
+
+def _build(kind: type[_T], value: Any, where: str) -> _T:
+    """Construct a dataclass from a mapping, naming keys that do not fit."""
+    given = _mapping(value, where)
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    for key in given:
+        if key not in known:
+            close = get_close_matches(str(key), known) or sorted(known)
+            raise UserError(f"{where} has an unknown key {key!r}; nearest: {', '.join(close)}")
+    for key, item in known.items():
+        required = item.default is MISSING and item.default_factory is MISSING
+        if required and key not in given:
+            raise UserError(f"{where} lacks the key {key!r}")
+    return kind(**given)
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} should be a mapping of keys to values, not {value!r}")
+    return value

@@ -1,0 +1,27 @@
+"""The two clocks of a run."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Counters(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        updates: optimizer steps taken.
+        env_steps: frames the agent caused, over all ranks.
+    """
+
+    updates: int
+    env_steps: int
+
+    @property
+    def axis(self) -> int:
+        """The horizontal axis of charts: env steps, or updates where there are none."""
+        return self.env_steps or self.updates
+
+
+def counters(model: Any) -> Counters:
+    """The counters that a ZooModel keeps."""
+    return Counters(int(model.updates), int(model.env_steps))

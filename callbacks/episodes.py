@@ -1,0 +1,124 @@
+"""Recorded episodes, and what a model dreams from the middle of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.errors import UserError
+from datamodules.workers import Action, EnvPool, Reset, Transition
+from zoo.base import Imaginer, Policy
+
+
+@dataclass(frozen=True)
+class Recording:
+    """B episodes of up to T steps, padded with zeros.
+
+    Attributes:
+        batch: the batch contract, (B, T, ...), on the model's device.
+        length: (B,) int64, valid steps of each episode, the last observation included.
+        terminal: (B,) bool, whether the task ended there rather than the recording.
+    """
+
+    batch: dict[str, Any]
+    length: Tensor
+    terminal: Tensor
+
+    def after(self, key: str, row: Tensor, step: Tensor, horizon: int) -> Tensor:
+        """Values (N, horizon, ...) at the steps that follow `step` (N,) in episode `row` (N,)."""
+        values = self.batch["obs"][key] if key in self.batch["obs"] else self.batch[key]
+        later = step[:, None] + torch.arange(1, horizon + 1, device=step.device)
+        return values[row[:, None], later.clamp(max=values.shape[1] - 1)]
+
+
+def require_dreamer(model: object, callback: str) -> None:
+    """Raises unless the model acts and dreams.
+
+    Raises:
+        UserError: which Protocol the model lacks.
+    """
+    for protocol in (Policy, Imaginer):
+        if not isinstance(model, protocol):
+            raise UserError(
+                f"{callback} needs a model that is a {protocol.__name__}, which "
+                f"{type(model).__name__} is not: remove {callback} from the callbacks"
+            )
+
+
+def record(
+    model: Any,
+    make_env: Callable[[], gym.Env],
+    *,
+    episodes: int,
+    max_steps: int,
+    seed: np.random.SeedSequence,
+    explore: bool,
+) -> Recording:
+    """Plays episodes side by side in fresh environments, each at most `max_steps` actions long."""
+    with EnvPool([make_env] * episodes) as pool:
+        seeds = [int(s) for s in seed.generate_state(episodes)]
+        results: list[Any] = list(pool.step([Reset(s) for s in seeds]))
+        state = model.initial_state(episodes)
+        steps: list[dict[str, Any]] = []
+        length = np.ones(episodes, np.int64)
+        terminal = np.zeros(episodes, bool)
+        running = np.ones(episodes, bool)
+        while True:
+            obs = {k: np.stack([r.obs[k] for r in results]) for k in results[0].obs}
+            step = {f"obs/{key}": value for key, value in obs.items()}
+            step["reward"] = np.array([r.reward for r in results], np.float32)
+            tensors = {k: torch.as_tensor(v, device=model.device) for k, v in obs.items()}
+            action, state = model.act(tensors, state, explore=explore)
+            step["action"] = action.cpu().numpy()
+            steps.append(step)
+            if len(steps) > max_steps or not running.any():
+                break
+            commands = [
+                Action(a) if go else None for a, go in zip(step["action"], running, strict=True)
+            ]
+            for i, result in enumerate(pool.step(commands)):
+                if result is None:
+                    continue
+                if not isinstance(result, Transition):
+                    raise RuntimeError(result.message)
+                results[i] = result
+                length[i] += 1
+                terminal[i] = result.terminated
+                running[i] = not (result.terminated or result.truncated)
+    return _recording(steps, length, terminal, running, model.device)
+
+
+def _recording(
+    steps: list[dict[str, Any]],
+    length: np.ndarray,
+    terminal: np.ndarray,
+    running: np.ndarray,
+    device: torch.device,
+) -> Recording:
+    flat = {key: np.stack([step[key] for step in steps], 1) for key in steps[0]}
+    time = np.arange(len(steps))
+    last = time == length[:, None] - 1
+    for key, value in flat.items():
+        # what lies behind the end was never there; and no action is chosen at the last step
+        end = length - 1 if key == "action" else length
+        value[time >= end[:, None]] = 0
+    flat["is_first"] = np.broadcast_to(time == 0, last.shape)
+    flat["is_last"] = last & ~running[:, None]
+    flat["is_terminal"] = last & terminal[:, None]
+    tensors = {k: torch.as_tensor(np.ascontiguousarray(v), device=device) for k, v in flat.items()}
+    batch: dict[str, Any] = {k: v for k, v in tensors.items() if not k.startswith("obs/")}
+    batch["obs"] = {k[4:]: v for k, v in tensors.items() if k.startswith("obs/")}
+    return Recording(
+        batch, torch.as_tensor(length, device=device), torch.as_tensor(terminal, device=device)
+    )
+
+
+def as_float(obs: Tensor) -> Tensor:
+    """Observations in the units of `decode`: uint8 images become [0, 1]."""
+    return obs.float() / 255 if obs.dtype == torch.uint8 else obs.float()

@@ -1,0 +1,113 @@
+"""Frames that show a dream beside reality: pictures as they are, vectors as curves."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+FILTERED = (70, 160, 90)  # border while the model still sees reality
+DREAMED = (210, 70, 60)  # border once it dreams
+ENDED = 40  # grey level where the episode is over
+BORDER = 2
+PLOT_SIZE = (96, 192)
+MIN_HEIGHT = 96
+MAX_CURVES = 8
+SPREAD = 3.0  # curves are drawn within so many standard deviations of the real ones
+PALETTE = (
+    (66, 133, 244),
+    (244, 160, 0),
+    (15, 157, 88),
+    (219, 68, 55),
+    (171, 71, 188),
+    (0, 172, 193),
+    (158, 157, 36),
+    (120, 120, 120),
+)
+
+
+def dream_frames(
+    truth: np.ndarray, dream: np.ndarray, length: np.ndarray, context: int
+) -> np.ndarray:
+    """Draws truth above dream above their difference, one column per sequence.
+
+    The border of the dream changes its colour where the model stops seeing reality.
+
+    Args:
+        truth: what happened: images (B, T, H, W, C) in [0, 1] or vectors (B, T, ...).
+        dream: the same for the model's reconstruction and prediction.
+        length: (B,) valid steps of each sequence.
+        context: steps the model saw.
+
+    Returns:
+        uint8 (T, height, width, 3).
+    """
+    if truth.ndim == 5:
+        difference = (dream - truth + 1) / 2
+        rows = [_images(x, length) for x in (truth, dream, difference)]
+    else:
+        rows = _plots(truth.astype(np.float64), dream.astype(np.float64), length, context)
+    framed = [
+        _bordered(row, context if is_dream else None)
+        for row, is_dream in zip(rows, (False, True, False), strict=True)
+    ]
+    grid = np.concatenate(framed, 2)  # (B, T, 3 * h, w, 3)
+    return np.ascontiguousarray(np.concatenate(list(grid), 2))
+
+
+def _images(images: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Float images (B, T, H, W, C) as uint8 (B, T, h, w, 3), small ones enlarged."""
+    pixels = (images.clip(0, 1) * 255).round().astype(np.uint8)
+    pixels = np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels[..., :3]
+    pixels = pixels.copy()
+    pixels[np.arange(pixels.shape[1]) >= length[:, None]] = ENDED
+    scale = -(-MIN_HEIGHT // pixels.shape[2])
+    return pixels.repeat(scale, 2).repeat(scale, 3)
+
+
+def _plots(
+    truth: np.ndarray, dream: np.ndarray, length: np.ndarray, context: int
+) -> list[np.ndarray]:
+    """Three rows of plots (B, T, h, w, 3): real curves, dreamed curves, their differences."""
+    batch, time = truth.shape[:2]
+    truth = truth.reshape(batch, time, -1)[..., :MAX_CURVES]
+    dream = dream.reshape(batch, time, -1)[..., :MAX_CURVES]
+    valid = truth[np.arange(time) < length[:, None]]
+    mean, std = valid.mean(0), valid.std(0).clip(min=1e-3)
+    truth, dream = (truth - mean) / std, (dream - mean) / std
+    return [
+        np.stack([_plot(curves, int(n), context) for curves, n in zip(values, length, strict=True)])
+        for values in (truth, dream, dream - truth)
+    ]
+
+
+def _plot(curves: np.ndarray, length: int, context: int) -> np.ndarray:
+    """Frames (T, h, w, 3) in which standardised curves (T, D) grow from left to right."""
+    height, width = PLOT_SIZE
+    time = len(curves)
+    x = (np.arange(time) + 0.5) * width / time
+    y = (0.5 - curves.clip(-SPREAD, SPREAD) / (2 * SPREAD)) * (height - 3) + 1
+    image = Image.new("RGB", (width, height), (250, 250, 250))
+    draw = ImageDraw.Draw(image)
+    draw.line([(0, height / 2), (width, height / 2)], fill=(225, 225, 225))
+    draw.line([(context * width / time, 0), (context * width / time, height)], fill=(200, 200, 200))
+    frames = []
+    for t in range(time):
+        if t < length:
+            for curve, colour in zip(y.T, PALETTE, strict=False):
+                before = max(t - 1, 0)
+                draw.line([(x[before], curve[before]), (x[t], curve[t])], fill=colour, width=2)
+                draw.point((x[t], curve[t]), fill=colour)
+        frames.append(np.asarray(image).copy())
+    return np.stack(frames)
+
+
+def _bordered(images: np.ndarray, context: int | None) -> np.ndarray:
+    """Puts a border around (B, T, h, w, 3): coloured by phase, or dark without a context."""
+    pad = ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER), (0, 0))
+    framed = np.pad(images, pad)
+    if context is not None:
+        edge = np.ones(framed.shape[2:4], bool)
+        edge[BORDER:-BORDER, BORDER:-BORDER] = False
+        framed[:, :context, edge] = FILTERED
+        framed[:, context:, edge] = DREAMED
+    return framed

@@ -1,0 +1,121 @@
+"""What callbacks that measure now and then have in common: when, undisturbed, and said to all."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+
+from callbacks.counters import counters
+from callbacks.logger import RunLogger
+from datamodules.errors import UserError
+
+
+class EveryEnvSteps(pl.Callback):
+    """Calls `measure` at the first batch end after `env_steps` passed each multiple of a number.
+
+    Nothing but `env_steps` decides, and the last multiple is in the checkpoint, so a resumed run
+    measures at the same updates with the same seeds. With several ranks, rank zero measures and
+    the others wait for its metrics.
+
+    Args:
+        every_env_steps: the number, in frames.
+        seed: all randomness of the n-th measurement derives from (seed, n).
+        at_start: measure before the first update, too.
+    """
+
+    def __init__(self, every_env_steps: int, seed: int = 0, at_start: bool = False) -> None:
+        if every_env_steps < 1:
+            raise UserError(
+                f"{type(self).__name__}: every_env_steps is {every_env_steps}, must be at least 1"
+            )
+        self.every_env_steps = every_env_steps
+        self.seed = seed
+        self.at_start = at_start
+        self._measured = -1
+
+    @abstractmethod
+    def measure(self, trainer: Any, model: Any, seed: np.random.SeedSequence) -> dict[str, float]:
+        """Metrics by name. Called on rank zero, in `undisturbed`."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures before the first update if asked to."""
+        if self._measured < 0:
+            self._measured = 0
+            if self.at_start:
+                self._measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Measures if it is time."""
+        multiple = counters(pl_module).env_steps // self.every_env_steps
+        if multiple > self._measured:
+            self._measured = multiple
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics: dict[str, float] = {}
+        if trainer.is_global_zero:
+            seed = np.random.SeedSequence([self.seed, self._measured])
+            with undisturbed(pl_module, seed.spawn(1)[0]):
+                metrics = self.measure(trainer, pl_module, seed)
+        publish(trainer, trainer.strategy.broadcast(metrics))
+
+    def state_dict(self) -> dict[str, int]:
+        """Which multiple was measured last."""
+        return {"measured": self._measured}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The inverse of `state_dict`."""
+        self._measured = state_dict["measured"]
+
+
+@contextmanager
+def undisturbed(model: torch.nn.Module, seed: np.random.SeedSequence) -> Iterator[None]:
+    """Runs a block in eval mode, without gradients, with global generators seeded by `seed`.
+
+    Modes and generators are afterwards what they were, so the block leaves no trace in training.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    numpy_seed, torch_seed, python_seed = (int(n) for n in seed.generate_state(3))
+    with isolate_rng(), torch.no_grad():
+        np.random.seed(numpy_seed)
+        torch.manual_seed(torch_seed)
+        random.seed(python_seed)
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def publish(trainer: Any, metrics: Mapping[str, float]) -> None:
+    """Logs metrics now, whatever `log_every_n_steps` says, and tells the callbacks that listen.
+
+    Every rank calls it with the same metrics. A callback listens by having a method
+    `on_metrics(trainer, metrics)`.
+    """
+    trainer.callback_metrics.update({k: torch.tensor(float(v)) for k, v in metrics.items()})
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            logger.write(metrics, step)
+        else:
+            logger.log_metrics(dict(metrics), step)
+    for callback in trainer.callbacks:
+        if hasattr(callback, "on_metrics"):
+            callback.on_metrics(trainer, metrics)

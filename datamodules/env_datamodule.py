@@ -1,0 +1,330 @@
+"""`EnvDataModule`: environments, collector and replay behind one LightningDataModule.
+
+`Trainer.fit(model, EnvDataModule("CartPole-v1"))` is all a user writes: before each batch it lets
+the trainer's module act until the replay ratio allows another update, then samples sequences.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from datamodules.collector import Collector, RandomPolicy
+from datamodules.envs.factory import make_env
+from datamodules.envs.wrappers import frames_per_step
+from datamodules.errors import UserError
+from datamodules.replay import ReplayBuffer
+from datamodules.spec import Spec
+from datamodules.store import Field
+from datamodules.workers import EnvPool
+
+
+class EnvDataModule(pl.LightningDataModule):
+    """Replayed sequences of an agent that keeps on acting.
+
+    Each rank has its own environments and its own replay shard; batch size, environments and
+    prefill count per rank.
+
+    Args:
+        env: a gymnasium id, `dm_control/<domain>-<task>-v0`, `ale/<Game>`, or a callable.
+        num_envs: environments stepped together.
+        workers: "sync" steps them in this process, "async" each in a process of its own.
+        batch_size: sequences per batch.
+        sequence_length: steps per sequence, without the model's context steps.
+        replay_ratio: replayed steps per step of the agent; one update replays
+            batch_size * sequence_length steps.
+        prefill: steps of the agent before the first update.
+        pretrain: updates at the first opportunity.
+        capacity: steps kept in the replay.
+        fresh_first: serve each newly collected sequence once before the uniform draws.
+        action_repeat: frames per action.
+        size: side in pixels to which images are resized.
+        time_limit: steps of the agent after which episodes are truncated.
+        env_kwargs: further arguments of the environment.
+        directory: where the replay lives; default is `replay` in the logger's directory, or a
+            temporary one if the trainer has no logger.
+        seed: all environments, samplers and noise derive from it.
+        policy: "model" lets the trainer's module act; "random" collects `episodes` random episodes
+            first and never acts afterwards.
+        episodes: number of random episodes.
+        updates_per_epoch: length of a Lightning epoch, which means nothing else here.
+    """
+
+    def __init__(
+        self,
+        env: str | Callable[..., gym.Env],
+        num_envs: int = 4,
+        workers: Literal["sync", "async"] = "sync",
+        batch_size: int = 16,
+        sequence_length: int = 64,
+        replay_ratio: float = 32.0,
+        prefill: int = 1024,
+        pretrain: int = 1,
+        capacity: int = 1_000_000,
+        fresh_first: bool = True,
+        action_repeat: int = 1,
+        size: int | None = None,
+        time_limit: int | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        directory: str | Path | None = None,
+        seed: int = 0,
+        policy: str = "model",
+        episodes: int = 0,
+        updates_per_epoch: int = 1000,
+    ) -> None:
+        super().__init__()
+        positive = {"num_envs": num_envs, "batch_size": batch_size, "capacity": capacity}
+        positive |= {"sequence_length": sequence_length, "replay_ratio": replay_ratio}
+        positive |= {"action_repeat": action_repeat, "updates_per_epoch": updates_per_epoch}
+        for name, value in positive.items():
+            if value <= 0:
+                raise UserError(f"EnvDataModule needs {name} > 0, got {value}")
+        if policy not in ("model", "random"):
+            raise UserError(f"EnvDataModule has no policy '{policy}': choose 'model' or 'random'")
+        if policy == "random" and episodes <= 0:
+            raise UserError("EnvDataModule(policy='random') needs episodes > 0")
+        self.num_envs, self.workers = num_envs, workers
+        self.batch_size, self.sequence_length = batch_size, sequence_length
+        self.replay_ratio, self.prefill, self.pretrain = replay_ratio, prefill, pretrain
+        self.capacity, self.fresh_first = capacity, fresh_first
+        self._frames = action_repeat
+        self.directory, self.seed = directory, seed
+        self.policy, self.random_episodes = policy, episodes
+        self.updates_per_epoch = updates_per_epoch
+        self.make_env: Callable[[], gym.Env] = partial(
+            make_env,
+            env,
+            action_repeat=action_repeat,
+            size=size,
+            time_limit=time_limit,
+            **(env_kwargs or {}),
+        )
+        self.progress: Callable[[], None] | None = None
+        self.collector: Collector | None = None
+        self.replay: ReplayBuffer | None = None
+        self.served = 0
+        self._spec: Spec | None = None
+        self._restored: dict[str, Any] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def spec(self) -> Spec:
+        """Observations and actions of the environment."""
+        if self._spec is None:
+            env = self.make_env()
+            self._spec = Spec.from_spaces(env.observation_space, env.action_space)
+            self._frames = frames_per_step(env)
+            env.close()
+        return self._spec
+
+    @property
+    def env_steps(self) -> int:
+        """Frames caused so far by the agents of all ranks."""
+        if self.collector is None:
+            return 0
+        return self.collector.agent_steps * self._frames * self._world_size
+
+    # Lightning's hooks
+
+    def train_dataloader(self) -> ReplayLoader:
+        """Endless replay, cut into epochs of `updates_per_epoch` batches."""
+        return ReplayLoader(self)
+
+    def teardown(self, stage: str) -> None:
+        """Closes environments and replay."""
+        if stage == "fit" and self.collector is not None and self.replay is not None:
+            self.collector.pool.close()
+            self.replay.close()
+            if self._scratch is not None:
+                self._scratch.cleanup()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to go on exactly, of every rank.
+
+        Environments, counters, replay position, stored latents, samplers and random generators.
+        Called on all ranks by `Trainer.save_checkpoint`.
+        """
+        if self.collector is None or self.replay is None:
+            return {"ranks": [self._restored]} if self._restored else {}
+        mine = {
+            "served": self.served,
+            "collector": self.collector.state_dict(),
+            "replay": self.replay.state_dict(),
+            "rng": _rng_state(),
+        }
+        if self._world_size == 1:
+            return {"ranks": [mine]}
+        ranks: list[Any] = [None] * self._world_size
+        torch.distributed.all_gather_object(ranks, mine)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keeps this rank's part until the first batch is asked for."""
+        ranks = state.get("ranks", [])
+        if len(ranks) != self._world_size:
+            raise UserError(
+                f"the checkpoint is of {len(ranks)} processes, this run has {self._world_size}: "
+                f"resume with devices={len(ranks)}"
+            )
+        self._restored = ranks[self._rank]
+
+    # Batches
+
+    def next_batch(self) -> dict[str, Any]:
+        """Lets the agent act as long as the replay ratio asks, then samples a batch (B, T, ...)."""
+        if self.collector is None:
+            self._start()
+        assert self.collector is not None and self.replay is not None
+        while self.served >= self._updates_due():
+            self.collector.advance(self._actor())
+            if self.progress is not None:
+                self.progress()
+        self.served += 1
+        return _nest(self.replay.sample(self.batch_size))
+
+    def write_back(self, step_id: Tensor, latents: dict[str, Tensor]) -> None:
+        """Replaces the stored latents (B, T, ...) of steps (B, T)."""
+        assert self.replay is not None
+        arrays = {key: value.cpu().numpy() for key, value in latents.items()}
+        self.replay.write_back(step_id.cpu().numpy(), arrays)
+
+    def metrics(self) -> dict[str, float]:
+        """How the agent fares in training: returns of the last episodes, counts, failures."""
+        if self.collector is None:
+            return {}
+        last = list(self.collector.finished)[-10:]
+        values = {"env/episodes": float(self.collector.episodes)}
+        values["env/failures"] = float(self.collector.failures)
+        if last:
+            values["env/return"] = float(np.mean([e.return_ for e in last]))
+            values["env/length"] = float(np.mean([e.length for e in last]))
+        return values
+
+    def _updates_due(self) -> int:
+        """Updates that the steps so far allow."""
+        assert self.collector is not None and self.replay is not None
+        steps = self.collector.agent_steps
+        if not self.replay.can_sample:
+            return 0
+        if self.policy == "random":
+            return self.served + 1 if self.collector.episodes >= self.random_episodes else 0
+        if steps < self.prefill:
+            return 0
+        replayed = self.batch_size * self.sequence_length
+        return self.pretrain + int((steps - self.prefill) * self.replay_ratio / replayed)
+
+    def _actor(self) -> Any:
+        return self._random if self.policy == "random" else self._module
+
+    def _start(self) -> None:
+        """Builds environments and replay, or restores them from a checkpoint."""
+        assert self.trainer is not None
+        self._module = self.trainer.lightning_module
+        seeds = np.random.SeedSequence(self.seed, spawn_key=(self._rank,)).spawn(2)
+        self._random = RandomPolicy(self.spec, np.random.default_rng(seeds[0]))
+        path = self._replay_path()
+        if self._restored is None and path.exists() and any(path.iterdir()):
+            raise UserError(
+                f"{path} holds the replay of an earlier run: resume that run, or give another "
+                "directory"
+            )
+        context = getattr(self._module, "replay_context", 0)
+        latents = getattr(self._module, "latent_fields", dict)()
+        self.replay = ReplayBuffer(
+            path,
+            self._fields(),
+            latent_fields={key: Field(*field) for key, field in latents.items()},
+            capacity=self.capacity,
+            sequence_length=self.sequence_length + context,
+            seed=seeds[1],
+            fresh_first=self.fresh_first,
+        )
+        pool = EnvPool([self.make_env] * self.num_envs, workers=self.workers)
+        device = self._module.device
+        self.collector = Collector(pool, self.spec, self.replay, self.seed, self._rank, device)
+        if self._restored is None:
+            noise = np.random.SeedSequence(self.seed, spawn_key=(self._rank, self.num_envs))
+            torch.manual_seed(int(noise.generate_state(1)[0]))
+            return
+        self.served = self._restored["served"]
+        self.replay.load_state_dict(self._restored["replay"])
+        self.collector.load_state_dict(self._restored["collector"])
+        _set_rng_state(self._restored["rng"])
+        self._restored = None
+
+    def _fields(self) -> dict[str, Field]:
+        fields = {f"obs/{key}": Field(a.shape, a.dtype) for key, a in self.spec.obs.items()}
+        fields["action"] = Field(self.spec.action.shape, self.spec.action.dtype)
+        fields["reward"] = Field((), "float32")
+        for key in ("is_first", "is_last", "is_terminal"):
+            fields[key] = Field((), "bool")
+        return fields
+
+    def _replay_path(self) -> Path:
+        assert self.trainer is not None
+        if self.directory is not None:
+            root = Path(self.directory)
+        elif self.trainer.logger is not None and self.trainer.log_dir is not None:
+            root = Path(self.trainer.log_dir) / "replay"
+        else:
+            self._scratch = tempfile.TemporaryDirectory(prefix="replay-")
+            root = Path(self._scratch.name)
+        return root / f"rank{self._rank}"
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+
+class ReplayLoader:
+    """The batches of one epoch.
+
+    It has a length because Lightning prefetches a batch from loaders without one, which would then
+    be older than the update before it.
+    """
+
+    def __init__(self, data: EnvDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.updates_per_epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for _ in range(len(self)):
+            yield self.data.next_batch()
+
+
+def _nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    """{"obs/image": array} to {"obs": {"image": tensor}}."""
+    nested: dict[str, Any] = {}
+    for name, array in flat.items():
+        group, _, key = name.rpartition("/")
+        target = nested.setdefault(group, {}) if group else nested
+        target[key] = torch.from_numpy(array)
+    return nested
+
+
+def _rng_state() -> dict[str, Tensor]:
+    state = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_rng_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -1,0 +1,94 @@
+"""A results folder made up without training, as the cells of a suite would leave it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.cell import Cell, write_json
+from benchmarks.results import Row
+from benchmarks.suite import Suite, parse_suite
+
+ORIGIN = {"git_sha": "abc1234", "versions": "python 3.11.7; torch 2.13.0", "hardware": "a laptop"}
+FINALS = {
+    "dreamer-v3": (500.0, 488.0, 497.0),
+    "dqn": (500.0, 431.0, 368.0),
+    "random": (21.0, 22, 23),
+}
+
+
+def made_up_suite(**changes: Any) -> Suite:
+    content: dict[str, Any] = {
+        "name": "made-up",
+        "title": "Made up",
+        "about": "Numbers from a seeded generator.",
+        "seeds": 3,
+        "tasks": {"CartPole-v1": {"random": 22.2, "expert": 500.0, "source": "measured"}},
+        "entries": [
+            {"model": model, "preset": "cartpole", "task": "CartPole-v1", "env_steps": budget}
+            for model, budget in (("dreamer-v3", 10_000), ("dqn", 30_000), ("random", None))
+        ],
+    }
+    return parse_suite({**content, **changes})
+
+
+def rows(cell: Cell, final: float) -> list[Row]:
+    def row(metric: str, value: float, step: int, n: int) -> Row:
+        wall = None if cell.model == "random" else step * 0.005
+        return Row(
+            cell.suite, cell.model, cell.preset, cell.task, cell.seed,
+            step, step // 8, metric, value, n, wall, **ORIGIN,
+        )  # fmt: skip
+
+    rng = np.random.default_rng([cell.seed, len(cell.model)])
+    budget = cell.env_steps or 0
+    curve = [
+        row("return_mean", float(final * (1 - np.exp(-4 * step / budget)) * rng.uniform(0.8, 1)),
+            step + 3 * cell.seed, 10)
+        for step in range(500, budget + 1, 500)
+    ]  # fmt: skip
+    world_model = cell.model == "dreamer-v3"
+    dreams = [row("dream_reality_gap", 1.03, budget, 10)] if world_model else []
+    return [
+        *curve,
+        *dreams,
+        row("peak_rss_mb", 512.0 + cell.seed, budget, 1),
+        row("return_std", 4.0, budget, 100),
+        row("return_mean", final, budget, 100),
+    ]
+
+
+def write_cells(out: Path, made: Suite, skip: tuple[str, ...] = ()) -> None:
+    """Manifest and cells of `made`; cells named in `skip` are left out."""
+    command = f"zoo bench made-up --out {out.name}"
+    manifest = {"suite": made.to_dict(), "seeds": made.seeds, "command": command}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "suite.json", manifest)
+    for cell in made.cells():
+        if cell.name in skip:
+            continue
+        cell.folder(out).mkdir(parents=True)
+        content = [asdict(row) for row in rows(cell, FINALS[cell.model][cell.seed])]
+        write_json(cell.result(out), {"cell": asdict(cell), "rows": content})
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder with results of three models, three seeds each."""
+    write_cells(tmp_path / "results", made_up_suite())
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def incomplete(tmp_path):
+    """The same with one cell that failed and one that was not run."""
+    suite = made_up_suite()
+    out = tmp_path / "incomplete"
+    write_cells(out, suite, ("dqn/cartpole seed=1", "dqn/cartpole seed=2"))
+    failed = next(cell for cell in suite.cells() if cell.name == "dqn/cartpole seed=1")
+    failed.folder(out).mkdir(parents=True)
+    log = "starting <b>\nzoo: the disk is full"
+    write_json(failed.folder(out) / "failed.json", {"ending": "exit code 2", "log": log})
+    return out

@@ -1,0 +1,79 @@
+import pytest
+
+from benchmarks.suite import list_suites, load_suite, parse_suite
+from datamodules.errors import UserError
+
+ENTRY = {"model": "random", "preset": "cartpole", "task": "CartPole-v1"}
+
+
+@pytest.mark.parametrize("name", list_suites())
+def test_every_suite_of_the_package_loads(name):
+    suite = load_suite(name)
+    assert suite.name == name
+    if suite.kind == "scores":
+        cells = suite.cells()
+        assert len({cell.name for cell in cells}) == len(cells) == suite.seeds * len(suite.entries)
+        # Every task is normalised, with a source that says where the numbers come from.
+        assert {cell.task for cell in cells} <= set(suite.tasks)
+        assert all(reference.source for reference in suite.tasks.values())
+
+
+def test_quickstart_compares_three_models_with_three_seeds():
+    cells = load_suite("quickstart").cells()
+    assert [(cell.model, cell.seed) for cell in cells] == [
+        (model, seed) for model in ("dreamer-v3", "dqn", "random") for seed in range(3)
+    ]
+
+
+def test_entries_override_and_seeds_can_be_chosen():
+    suite = parse_suite(
+        {"name": "s", "title": "S", "eval_every": 700, "entries": [{**ENTRY, "env_steps": 50}]}
+    )
+    (cell,) = suite.cells(seeds=1)
+    assert (cell.env_steps, cell.eval_every, cell.suite) == (50, 700, "s")
+    assert parse_suite(suite.to_dict()) == suite
+
+
+def test_normalised_scores():
+    task = {"random": 20.0, "expert": 500.0, "source": "measured"}
+    suite = parse_suite({"name": "s", "title": "S", "tasks": {"t": task}, "entries": [ENTRY]})
+    assert [suite.tasks["t"].normalize(value) for value in (20, 260, 980)] == [0.0, 0.5, 2.0]
+
+
+def test_a_file_is_a_suite(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: Mine\nentries:\n  - {model: dqn, preset: cartpole, task: CartPole-v1}\n"
+    )
+    assert load_suite(str(path)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"entries": [{**ENTRY, "env_stpes": 5}]}, r"entry 1.*env_stpes.*env_steps"),
+        ({"entries": [{"model": "dqn", "preset": "cartpole"}]}, r"entry 1 lacks the key 'task'"),
+        ({"entries": []}, "no entries"),
+        ({"entries": [ENTRY, ENTRY]}, "random/cartpole twice"),
+        ({"entries": [ENTRY], "kind": "sped"}, "kinds are scores, speed"),
+        ({"entries": [ENTRY], "tasks": {"t": {"random": 0.0, "expert": 1.0}}}, "task t.*source"),
+        ({"entries": ["dqn"]}, "should be a mapping"),
+    ],
+)
+def test_mistakes_are_named(content, words):
+    with pytest.raises(UserError, match=words):
+        parse_suite({"name": "s", "title": "S", **content})
+
+
+def test_unknown_suites_suggest_the_nearest():
+    with pytest.raises(UserError, match="'quickstrat'; did you mean quickstart"):
+        load_suite("quickstrat")
+    with pytest.raises(UserError, match="quickstart, smoke, speed"):
+        load_suite("xyz")
+    with pytest.raises(UserError, match=r"no suite file nowhere\.yaml"):
+        load_suite("nowhere.yaml")
+
+
+def test_no_seeds_is_a_mistake():
+    with pytest.raises(UserError, match="at least one seed, not 0"):
+        load_suite("smoke").cells(0)

@@ -1,0 +1,139 @@
+"""Puts the configuration of a training together, as plain data.
+
+Four layers, of which each wins over those before: the defaults of `zoo fit`, a preset (or the whole
+`config.yaml` of an earlier run), the options of `zoo fit`, and the LightningCLI options after them.
+The section `zoo` of a configuration says what it is: `model`, `preset`, `weights`, `threads`.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import UserError
+from zoo import registry
+from zoo.runs import CONFIG, read_config
+
+DEFAULTS = Path(__file__).parent / "commands" / "defaults.yaml"
+BUDGET = "callbacks.budget.Budget"
+ENV_DATA = "datamodules.env_datamodule.EnvDataModule"
+
+Config = dict[str, Any]
+
+
+def compose(target: str, env: str | None = None) -> Config:
+    """The configuration that a target of `zoo fit` names.
+
+    Args:
+        target: `MODEL/PRESET`; `MODEL`, which needs `env` or a preset called `default`; a yaml
+            file; or a run directory, which stands for its config.yaml.
+        env: an environment's id, in place of the preset's.
+
+    Raises:
+        UserError: unknown names, an unreadable file, or nothing that says what to train on.
+    """
+    path = Path(target)
+    if path.is_dir():
+        path = path / CONFIG
+    if path.suffix in (".yaml", ".yml"):
+        config = _from_file(path)
+    else:
+        config = _from_catalogue(target, env)
+    if env is not None:
+        set_option(config, "data.init_args.env", env)
+        config["zoo"]["preset"] = re.sub(r"[^\w.=-]+", "-", env).strip("-")
+    return config
+
+
+def merge(base: Config, over: Mapping[str, Any]) -> Config:
+    """`over` laid on `base`, section by section; neither is changed.
+
+    Where both name a class and the classes differ, the whole of `over` counts. Lists of classes
+    (callbacks, loggers) are merged by class path, other lists are replaced.
+    """
+    merged = copy.deepcopy(base)
+    for key, value in over.items():
+        merged[key] = _merge_value(merged.get(key), value)
+    return merged
+
+
+def set_option(config: Config, key: str, value: Any) -> None:
+    """Sets `a.b.c`, in place, and makes the sections on the way."""
+    *sections, last = key.split(".")
+    for section in sections:
+        if config.get(section) is None:
+            config[section] = {}
+        config = config[section]
+    config[last] = value
+
+
+def budget(config: Config) -> dict[str, Any]:
+    """The settings of the Budget callback, to read and to change; made if it is not there."""
+    trainer = config.setdefault("trainer", {})
+    callbacks = trainer["callbacks"] = list(trainer.get("callbacks") or [])
+    for entry in callbacks:
+        if entry["class_path"] == BUDGET:
+            entry["init_args"] = entry.get("init_args") or {}
+            return entry["init_args"]
+    callbacks.append({"class_path": BUDGET, "init_args": {}})
+    return callbacks[-1]["init_args"]
+
+
+def run_directory(config: Config, seed: int) -> Path:
+    """`runs/<model>/<preset>/seed=<n>`."""
+    identity = config["zoo"]
+    return Path("runs") / identity["model"] / identity["preset"] / f"seed={seed}"
+
+
+def _from_file(path: Path) -> Config:
+    config = read_config(path)
+    if config.get("zoo", {}).get("model"):
+        return config  # the complete configuration of a run
+    class_path = (config.get("model") or {}).get("class_path")
+    if not class_path:
+        raise UserError(f"'{path}' names no model: it needs model.class_path")
+    name = registry.name_of(class_path) or class_path.rpartition(".")[2]
+    identity = {"zoo": {"model": name, "preset": path.stem}}
+    return merge(merge(read_config(DEFAULTS), config), identity)
+
+
+def _from_catalogue(target: str, env: str | None) -> Config:
+    model, preset = registry.split(target)
+    if preset is None and env is None:
+        if "default" not in registry.presets(model):
+            choice = [f"{model}/{name}" for name in registry.presets(model)]
+            raise UserError(
+                f"'{model}' alone does not say what to train on: name one of its presets "
+                f"({', '.join(choice) or 'it has none'}) or add --env ENVIRONMENT"
+            )
+        preset = "default"
+    card = registry.card(model)
+    if env is not None and "online" not in card.data:
+        raise UserError(f"'{model}' learns from {' or '.join(card.data)} data: it takes no --env")
+    config = read_config(DEFAULTS)
+    config = merge(config, {"model": {"class_path": card.class_path.replace(":", ".")}})
+    if env is not None:
+        config = merge(config, {"data": {"class_path": ENV_DATA}})
+    if preset is not None:
+        config = merge(config, registry.preset_config(f"{model}/{preset}"))
+    return merge(config, {"zoo": {"model": model, "preset": preset}})
+
+
+def _merge_value(base: Any, over: Any) -> Any:
+    if _is_class(base) and _is_class(over) and base["class_path"] != over["class_path"]:
+        return copy.deepcopy(over)
+    if isinstance(base, dict) and isinstance(over, Mapping):
+        return merge(base, over)
+    if isinstance(base, list) and isinstance(over, list) and all(map(_is_class, [*base, *over])):
+        entries = {entry["class_path"]: entry for entry in base}
+        for entry in over:
+            entries[entry["class_path"]] = _merge_value(entries.get(entry["class_path"]), entry)
+        return list(entries.values())
+    return copy.deepcopy(over)
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, Mapping) and "class_path" in value

@@ -1,0 +1,279 @@
+"""What output heads return: objects that know `pred()`, `loss(target)`, `sample()`, `entropy()`.
+
+No loss formula stands anywhere else. All compute in float32 whatever the precision of the network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) * ln(1 + |x|) (DreamerV3, eq. 9): compresses large values, keeps zero and sign."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """sign(x) * (exp(|x|) - 1), the inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last axis; several times faster than torch's on CPU for a few classes."""
+    if logits.shape[-1] >= 16 or logits.is_cuda:
+        return F.softmax(logits, -1)
+    exp = torch.exp(logits - logits.amax(-1, keepdim=True))
+    return exp / exp.sum(-1, keepdim=True)
+
+
+class _Unimix(torch.autograd.Function):
+    """`unimix` with a backward of its own: few operations, one saved tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, fraction: float) -> Tensor:
+        probs = softmax(logits)
+        ctx.save_for_backward(probs)
+        ctx.fraction = fraction
+        return probs.mul(1 - fraction).add_(fraction / logits.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (probs,) = ctx.saved_tensors
+        grad = grads[0] * probs
+        return torch.addcmul(grad, probs, grad.sum(-1, keepdim=True), value=-1).mul_(
+            1 - ctx.fraction
+        ), None
+
+
+def unimix(logits: Tensor, fraction: float) -> Tensor:
+    """Probabilities (1 - fraction) * softmax(logits) + fraction * uniform, in float32.
+
+    Args:
+        logits: (..., C) in any precision.
+        fraction: share of the uniform distribution, 0 to 1.
+    """
+    probs: Tensor = _Unimix.apply(logits.float(), fraction)
+    return probs
+
+
+def one_hot(index: Tensor, classes: int) -> Tensor:
+    """float32 one-hot (..., classes); faster than `F.one_hot` followed by a cast."""
+    return torch.zeros(*index.shape, classes, device=index.device).scatter_(
+        -1, index.unsqueeze(-1), 1.0
+    )
+
+
+def draw(probs: Tensor, noise: Tensor) -> Tensor:
+    """Samples one-hot vectors by inverting the cumulative distribution.
+
+    Args:
+        probs: (..., C) probabilities.
+        noise: (..., 1) uniform in [0, 1): one number per sample, where Gumbel noise needs C.
+    """
+    index = (probs.cumsum(-1) <= noise).sum(-1).clamp_(max=probs.shape[-1] - 1)
+    return one_hot(index, probs.shape[-1])
+
+
+class OneHot:
+    """Independent categoricals over one-hot vectors, with straight-through gradients.
+
+    Args:
+        probs: (..., S, C) probabilities, positive, of S categoricals.
+    """
+
+    def __init__(self, probs: Tensor) -> None:
+        self.probs = probs
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """A sample (..., S, C) = one_hot + probs - stop_gradient(probs)."""
+        probs = self.probs.detach()
+        if noise is None:
+            noise = torch.rand(*probs.shape[:-1], 1, device=probs.device)
+        value = draw(probs, noise)
+        return value + (self.probs - probs) if self.probs.requires_grad else value
+
+    def detach(self) -> OneHot:
+        """The same distributions without gradient."""
+        return OneHot(self.probs.detach())
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, summed over the S categoricals: (...)."""
+        return -(self.probs * self.probs.log()).sum((-2, -1))
+
+    def kl(self, other: OneHot) -> Tensor:
+        """KL(self || other) in nats, summed over the S categoricals: (...)."""
+        return (self.probs * (self.probs.log() - other.probs.log())).sum((-2, -1))
+
+
+class Categorical:
+    """One discrete choice, or several independent ones (`nvec`), from concatenated logits.
+
+    Actions are encoded as concatenated one-hot vectors (..., sum(nvec)), the network's view.
+    """
+
+    def __init__(self, logits: Tensor, nvec: tuple[int, ...]) -> None:
+        self.nvec = nvec
+        parts = logits.float().split(nvec, -1) if len(nvec) > 1 else (logits.float(),)
+        self.log_probs = [F.log_softmax(part, -1) for part in parts]
+
+    def pred(self) -> Tensor:
+        """The most likely choice, encoded (..., sum(nvec))."""
+        return torch.cat([one_hot(p.argmax(-1), p.shape[-1]) for p in self.log_probs], -1)
+
+    def sample(self) -> Tensor:
+        """A random choice, encoded (..., sum(nvec))."""
+        probs = [p.detach().exp() for p in self.log_probs]
+        draws = [draw(p, torch.rand(*p.shape[:-1], 1, device=p.device)) for p in probs]
+        return torch.cat(draws, -1)
+
+    def log_prob(self, encoded: Tensor) -> Tensor:
+        """Log-probability (...) of encoded choices (..., sum(nvec))."""
+        return (torch.cat(self.log_probs, -1) * encoded).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy (...) in nats, summed over the choices."""
+        return -sum((p.exp() * p).sum(-1) for p in self.log_probs)  # type: ignore[return-value]
+
+
+class BoundedNormal:
+    """Normal with mean tanh(.) in [-1, 1] and standard deviation in [min_std, max_std].
+
+    Args:
+        mean, std: raw network outputs (..., A).
+    """
+
+    def __init__(
+        self, mean: Tensor, std: Tensor, min_std: float = 0.1, max_std: float = 1.0
+    ) -> None:
+        self.mean = torch.tanh(mean.float())
+        self.std = (max_std - min_std) * torch.sigmoid(std.float() + 2.0) + min_std
+
+    def pred(self) -> Tensor:
+        """The mean (..., A)."""
+        return self.mean
+
+    def sample(self) -> Tensor:
+        """A random action (..., A); may leave [-1, 1], the environment sees it clipped."""
+        return self.mean + self.std * torch.randn_like(self.mean)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density (...), summed over the A dimensions."""
+        z = (action - self.mean) / self.std
+        return -(0.5 * z.square() + self.std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy (...) in nats, summed over the A dimensions."""
+        return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class Binary:
+    """A probability from a logit (...)."""
+
+    def __init__(self, logit: Tensor) -> None:
+        self.logit = logit.float()
+
+    def pred(self) -> Tensor:
+        """The probability (...)."""
+        return torch.sigmoid(self.logit)
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Cross-entropy (...) with a target probability in [0, 1]."""
+        return F.binary_cross_entropy_with_logits(self.logit, target, reduction="none")
+
+
+class MSE:
+    """Squared error summed over the last `dims` axes."""
+
+    def __init__(self, mean: Tensor, dims: int) -> None:
+        self.mean, self.dims = mean.float(), dims
+
+    def pred(self) -> Tensor:
+        """The prediction."""
+        return self.mean
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Sum of squared errors (no factor 1/2), without the last `dims` axes."""
+        error = (self.mean - target).square()
+        return error.flatten(-self.dims).sum(-1) if self.dims else error
+
+
+class SymlogMSE(MSE):
+    """Squared error in symlog space; `pred` is back in the units of the data."""
+
+    def pred(self) -> Tensor:
+        """The prediction in the units of the data."""
+        return symexp(self.mean)
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Sum of squared errors between the output and symlog(target)."""
+        return super().loss(symlog(target))
+
+
+def symexp_bins(count: int, limit: float = 20.0) -> Tensor:
+    """`count` (odd) bin centres symexp(linspace(-limit, limit)), exactly symmetric about 0."""
+    if count % 2 == 0:
+        raise ValueError(f"the number of two-hot bins must be odd, got {count}")
+    half = symexp(torch.linspace(-limit, 0, count // 2 + 1, dtype=torch.float64)).float()
+    return torch.cat([half, -half[:-1].flip(0)])
+
+
+class TwoHot:
+    """A scalar as a categorical over symmetric bins (DreamerV3, eq. 10 and 11).
+
+    The expectation and the two-hot targets are in raw space: only the placing of the bins is
+    logarithmic (the 2023 code put targets and expectation in symlog space).
+
+    Args:
+        logits: (..., K).
+        bins: (K,) centres, odd K, symmetric about 0.
+    """
+
+    def __init__(self, logits: Tensor, bins: Tensor) -> None:
+        self.log_probs, self.bins = F.log_softmax(logits.float(), -1), bins
+
+    def __getitem__(self, index: Any) -> TwoHot:
+        """The distributions at an index of the leading axes."""
+        part = object.__new__(TwoHot)
+        part.log_probs, part.bins = self.log_probs[index], self.bins
+        return part
+
+    def pred(self) -> Tensor:
+        """The expected value (...).
+
+        Pairs of opposite bins are joined before the sum, so that equal probabilities give exactly
+        zero: rounding errors would otherwise be multiplied by the largest bins.
+        """
+        half = len(self.bins) // 2
+        probs = self.log_probs.exp()
+        excess = probs[..., half + 1 :] - probs[..., :half].flip(-1)
+        return excess @ self.bins[half + 1 :]
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Cross-entropy (...) with the two-hot encoding of `target` (...)."""
+        below, above, weight = two_hot(target, self.bins)
+        log_below = self.log_probs.gather(-1, below.unsqueeze(-1)).squeeze(-1)
+        log_above = self.log_probs.gather(-1, above.unsqueeze(-1)).squeeze(-1)
+        return -((1 - weight) * log_below + weight * log_above)
+
+
+def two_hot(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Neighbouring bins of each target and the weight of the upper one.
+
+    Args:
+        target: (...) values; those beyond the bins are clamped to the outermost one.
+        bins: (K,) ascending.
+
+    Returns:
+        (below, above, weight): indices and weight with
+        (1 - weight) * bins[below] + weight * bins[above] == target.
+    """
+    target = target.detach().clamp(bins[0], bins[-1])
+    above = torch.searchsorted(bins, target.contiguous()).clamp(1, len(bins) - 1)
+    below = above - 1
+    weight = (target - bins[below]) / (bins[above] - bins[below])
+    return below, above, weight

@@ -1,0 +1,91 @@
+"""LaProp with adaptive gradient clipping, the optimizer of DreamerV3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def adaptive_clip_(
+    grads: list[Tensor], params: list[Tensor], clip: float, min_norm: float = 1e-3
+) -> None:
+    """Scales each gradient in place so that |grad| <= clip * max(min_norm, |param|).
+
+    Norms are of the whole tensor (AGC of Brock et al. 2021, per tensor as DreamerV3 does).
+    """
+    grad_norms = torch.stack(torch._foreach_norm(grads))
+    param_norms = torch.stack(torch._foreach_norm(params))
+    limit = clip * param_norms.clamp(min=min_norm)
+    scale = (limit / grad_norms.clamp(min=1e-30)).clamp(max=1.0)
+    torch._foreach_mul_(grads, list(scale.unbind()))
+
+
+class LaProp(Optimizer):
+    """RMS scaling first, momentum after it (Ziyin et al. 2020), with AGC and linear warm-up.
+
+    v <- b2 v + (1 - b2) g^2;  m <- b1 m + (1 - b1) g / (sqrt(v / (1 - b2^n)) + eps);
+    p <- p - lr_n m / (1 - b1^n), with lr_n = lr * min(1, (n - 1) / warmup) at the n-th step
+    (the very first step of a warm-up has learning rate zero, as in the official code).
+
+    Args:
+        params: parameters or groups.
+        lr: learning rate after the warm-up.
+        betas: decay of momentum b1 and of the squared gradients b2.
+        eps: added to the root mean square.
+        agc: clip each tensor's gradient at this fraction of its weight norm; 0 disables.
+        warmup: number of steps of linear warm-up.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 4e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-20,
+        agc: float = 0.3,
+        warmup: int = 1000,
+    ) -> None:
+        if lr < 0 or not all(0 <= b < 1 for b in betas):
+            raise ValueError(f"LaProp needs lr >= 0 and betas in [0, 1), got {lr} and {betas}")
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "agc": agc, "warmup": warmup, "step": 0}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._update(group)
+        return loss
+
+    def _update(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        group["step"] += 1
+        count, (beta1, beta2) = group["step"], group["betas"]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+                self.state[p]["square"] = torch.zeros_like(p)
+        grads = [p.grad for p in params]
+        momentum = [self.state[p]["momentum"] for p in params]
+        square = [self.state[p]["square"] for p in params]
+        if group["agc"]:
+            adaptive_clip_(grads, params, group["agc"])
+        torch._foreach_mul_(square, beta2)
+        torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
+        scale = torch._foreach_sqrt(square)
+        torch._foreach_mul_(scale, (1 - beta2**count) ** -0.5)
+        torch._foreach_add_(scale, group["eps"])
+        torch._foreach_div_(grads, scale)
+        torch._foreach_lerp_(momentum, grads, 1 - beta1)
+        warm = min(1.0, (count - 1) / group["warmup"]) if group["warmup"] else 1.0
+        torch._foreach_add_(params, momentum, alpha=-group["lr"] * warm / (1 - beta1**count))

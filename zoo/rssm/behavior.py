@@ -1,0 +1,102 @@
+"""Behaviour learning of DreamerV3: actor and critic losses as pure functions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.nets.distributions import BoundedNormal, Categorical, TwoHot
+from zoo.returns import ReturnNormalizer, lambda_returns
+
+
+class ImaginationLosses(NamedTuple):
+    """Losses (N, H) of actor and critic, and the lambda-returns (N, H) they learn from."""
+
+    policy: Tensor
+    value: Tensor
+    returns: Tensor
+
+
+def imagination_losses(
+    policy: Categorical | BoundedNormal,
+    value: TwoHot,
+    slow_value: TwoHot | None,
+    action: Tensor,
+    reward: Tensor,
+    cont: Tensor,
+    normalizer: ReturnNormalizer,
+    *,
+    discount: float,
+    lam: float,
+    entropy: float,
+    slow_regularizer: float,
+) -> ImaginationLosses:
+    """REINFORCE with normalised returns, and the two-hot critic (DreamerV3, eq. 5 to 8).
+
+    Rollouts have H + 1 states (the first is real) and H actions.
+
+    Args:
+        policy: distribution at the first H states.
+        value, slow_value: critics at all H + 1 states; the online one gives the bootstrap values,
+            the slow one only regularises
+            (None where its weight is zero).
+        action: (N, H, A) encoded actions taken.
+        reward: (N, H + 1) predicted on arriving.
+        cont: (N, H + 1) predicted probability to continue; times the discount it is the discount.
+        discount: extra factor per step; 1 where `cont` was trained to contain it (contdisc).
+        lam, entropy, slow_regularizer: lambda, entropy scale, weight of the slow critic's loss.
+    """
+    with torch.no_grad():
+        values = value.pred()
+        factors = cont * discount
+        returns = lambda_returns(reward, values, factors, None, lam)
+        normalizer.update(returns)
+        advantage = (returns - values[:, :-1]) / normalizer.scale
+        # The weight of a state is the probability to get there, its own continuation included.
+        weight = torch.cumprod(factors, 1)[:, :-1] / discount
+    policy_loss = -weight * (policy.log_prob(action) * advantage + entropy * policy.entropy())
+    value_loss = _critic_loss(value, slow_value, returns, slow_regularizer)
+    return ImaginationLosses(policy_loss, weight * value_loss, returns)
+
+
+def replay_value_loss(
+    value: TwoHot,
+    slow_value: TwoHot | None,
+    bootstrap: Tensor,
+    reward: Tensor,
+    is_terminal: Tensor,
+    is_last: Tensor,
+    *,
+    discount: float,
+    lam: float,
+    slow_regularizer: float,
+) -> Tensor:
+    """Critic loss (B, T - 1) on real sequences; its gradient also shapes the world model.
+
+    Lambda-returns over the rewards of the replay, bootstrapped at each step from the imagined
+    return that starts there (DreamerV3, Methods, "Critic learning"; scale 0.3).
+
+    Args:
+        value, slow_value: critics at the T posterior states.
+        bootstrap: (B, T) imagined lambda-returns.
+        reward, is_terminal, is_last: (B, T) of the replayed steps.
+        discount, lam, slow_regularizer: as above.
+    """
+    live = (~is_terminal).float() * discount
+    returns = lambda_returns(reward, bootstrap, live, is_last, lam)
+    loss = _critic_loss(value, slow_value, returns, slow_regularizer)
+    # After the last step of a recording comes another episode: nothing to learn there.
+    return loss * (~is_last[:, :-1]).float()
+
+
+def _critic_loss(
+    value: TwoHot, slow_value: TwoHot | None, returns: Tensor, slow_regularizer: float
+) -> Tensor:
+    """Towards the returns, and a little towards the slow critic's own predictions."""
+    critic = value[:, :-1]
+    loss = critic.loss(returns)
+    if slow_value is not None:
+        loss = loss + slow_regularizer * critic.loss(slow_value.pred()[:, :-1])
+    return loss
