@@ -177,6 +177,8 @@ class ZooRunner:
             raise UserError(f"preset {cell.model}/{cell.preset} is for {env}, not for {cell.task}")
         command = [*fit_command(cell, run), "--resume"]
         code = fit.main(command)
+        if code > 128:  # a signal: the run is saved, and the cell can be called again
+            raise SystemExit(code)
         if code:
             raise RuntimeError(f"zoo fit {' '.join(command)} ended with exit code {code}")
 

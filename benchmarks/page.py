@@ -113,17 +113,16 @@ def _task(summary: Summary, task: str, figures: Mapping[str, str]) -> str:
 
 
 def _overall(summary: Summary, figures: Mapping[str, str]) -> str:
-    if "performance-profile" not in figures:
+    charts = _improvement(summary)
+    if "performance-profile" in figures:
+        caption = "Share of runs above a normalised score, with 95% band; higher is better."
+        charts = _figure(figures["performance-profile"], caption) + charts
+    if not charts:
         return ""
     rows = [_row(summary, row) for row in aggregate_rows(summary)]
-    caption = "Share of runs above a normalised score, with 95% band; higher is better."
-    chart = _figure(figures["performance-profile"], caption)
-    title = "Performance profile" if len(summary.tasks) < 2 else "Normalised over all tasks"
+    title = "Over all tasks, normalised" if rows else "Side by side"
     table = _table(AGGREGATE_HEADER, rows) if rows else ""
-    return (
-        f'<section><h2>{title}</h2>{table}<div class="charts">{chart}{_improvement(summary)}</div>'
-        "</section>"
-    )
+    return f'<section><h2>{title}</h2>{table}<div class="charts">{charts}</div></section>'
 
 
 def _improvement(summary: Summary) -> str:
@@ -169,18 +168,24 @@ def _dreams(summary: Summary) -> str:
 
 
 def _measured(summary: Summary) -> str:
-    names = list(dict.fromkeys(name for score in summary.scores for name in score.metrics))
-    if not names:
+    tables = []
+    for task in summary.tasks:
+        scores = summary.ranked(task)
+        names = list(dict.fromkeys(name for score in scores for name in score.metrics))
+        rows = [
+            [
+                escape(name.replace("_", " ")),
+                *(number(score.metrics[name]) if name in score.metrics else "" for score in scores),
+            ]
+            for name in names
+        ]
+        if rows:
+            tables.append(_table((task, *(score.label for score in scores)), rows))
+    if not tables:
         return ""
-    rows = []
-    for score in summary.scores:
-        texts = [number(score.metrics[name]) if name in score.metrics else "" for name in names]
-        rows.append(
-            [_swatch(summary, score.label) + escape(score.label), escape(score.task), *texts]
-        )
     return (
         "<section><h2>Beside the score</h2><p>Means over runs of the last value measured.</p>"
-        f"{_table(('model', 'task', *(name.replace('_', ' ') for name in names)), rows)}</section>"
+        f'<div class="charts">{"".join(tables)}</div></section>'
     )
 
 

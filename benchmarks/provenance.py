@@ -37,7 +37,7 @@ def versions() -> str:
 
 
 def hardware() -> str:
-    """Processor with the number of usable cores, memory, and the GPU if torch sees one."""
+    """Processor with the number of usable cores, memory, and NVIDIA GPUs."""
     described = f"{_processor()}, {cores()} cores, {_memory_gb():.0f} GB"
     gpu = _gpu()
     return f"{described}; {gpu}" if gpu else described
@@ -76,9 +76,10 @@ def _memory_gb() -> float:
 
 
 def _gpu() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    # Asking torch would import it, which takes seconds that a random policy does not need.
+    files = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    models = [value for file in files for key, value in _colon_table(str(file)) if key == "Model"]
+    return ", ".join(f"{models.count(model)}x {model}" for model in dict.fromkeys(models))
 
 
 def _colon_table(path: str) -> list[tuple[str, str]]:

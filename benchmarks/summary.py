@@ -21,7 +21,6 @@ from datamodules.errors import UserError
 Floats = npt.NDArray[np.float64]
 
 MANIFEST = "suite.json"
-_POINTS = 80
 _SHOWN_ONCE = frozenset({"return_mean", "return_std"})
 
 
@@ -90,9 +89,9 @@ class Score:
     def mean_curve(
         self, axis: str
     ) -> tuple[Floats, statistics.Band, list[tuple[Floats, Floats]]] | None:
-        """Grid, IQM over runs with band, and the single runs; None if there is nothing to draw.
+        """Points, IQM over runs with band, and the single runs; None if there is nothing to draw.
 
-        Runs are interpolated onto a grid over the range that all of them cover.
+        Runs are interpolated between their evaluations, over the range that all of them cover.
 
         Args:
             axis: `env_steps` or `wall_s`.
@@ -100,7 +99,12 @@ class Score:
         runs = [(getattr(curve, axis), curve.value) for curve in self.curves]
         if not runs or any(x is None for x, _ in runs):
             return None
-        grid = np.linspace(max(x[0] for x, _ in runs), min(x[-1] for x, _ in runs), _POINTS)
+        # Every evaluation of every run is a point, so that no peak falls between two.
+        grid = np.unique(np.concatenate([x for x, _ in runs]))
+        start, end = max(x[0] for x, _ in runs), min(x[-1] for x, _ in runs)
+        grid = grid[(start <= grid) & (grid <= end)]
+        if not grid.size:
+            return None
         return grid, statistics.curve_band([np.interp(grid, x, y) for x, y in runs]), runs
 
 
@@ -173,6 +177,10 @@ class Summary:
         """Number of the label's colour, the same in every figure; chance is grey."""
         coloured = [name for name in self.labels if name.split("/")[0] != "random"]
         return coloured.index(label) if label in coloured else NEUTRAL
+
+    def runs(self, label: str) -> int:
+        """Finished runs of a label, over all tasks."""
+        return sum(len(score.finals) for score in self.scores if score.label == label)
 
     def ranked(self, task: str) -> list[Score]:
         """Scores on one task, best first."""

@@ -56,7 +56,8 @@ def improvement_rows(summary: Summary) -> list[list[str]]:
         row = [x]
         for y in summary.labels:
             interval = None if x == y else summary.improvement(x, y)
-            row.append("" if interval is None else interval_text(interval, 2, "{:.2f}"))
+            runs = max(summary.runs(x), summary.runs(y))
+            row.append("" if interval is None else interval_text(interval, runs, "{:.2f}"))
         rows.append(row)
     return rows
 
@@ -98,9 +99,11 @@ def notes(summary: Summary) -> list[str]:
             f"{number(reference.expert)}. Source: {reference.source}."
             for task, reference in summary.suite.tasks.items()
         ]
-    untimed = [score.label for score in summary.scores if score.curves and score.wall_s is None]
+    untimed = [
+        score.label for score in summary.scores if any(c.wall_s is None for c in score.curves)
+    ]
     if untimed:
-        said.append(f"Seconds of training were not recorded for {', '.join(untimed)}.")
+        said.append(f"Not drawn against seconds, for lack of times: {', '.join(untimed)}.")
     return said
 
 

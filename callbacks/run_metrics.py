@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,23 +11,29 @@ import pytorch_lightning as pl
 from callbacks.counters import Counters, counters
 from callbacks.schedule import publish
 
+OWN = frozenset({"time/updates_per_s", "time/wall_s"})
+
 
 class RunMetrics(pl.Callback):
     """Logs what the datamodule's `metrics()` says and the speed, every `log_every_n_steps` updates.
 
     That is `env/*` (returns and lengths of the last training episodes, counts), if the datamodule
-    has it, and `time/updates_per_s` and `time/env_steps_per_s` since the last time.
+    has it, and `time/updates_per_s` and `time/env_steps_per_s` since the last time; and, with every
+    evaluation, `time/wall_s`: the seconds of training so far, over all resumed parts. None of them
+    counts the seconds that other callbacks measured (their `time/*_s`).
     """
 
     def __init__(self) -> None:
         self._every = 0
-        self._before = Counters(0, 0)
+        self._trained = 0.0  # seconds of training up to `_at`
         self._at = 0.0
+        self._logged = (Counters(0, 0), 0.0)  # counters and seconds of training when last logged
 
     def on_train_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Starts the clock."""
         self._every = trainer.log_every_n_steps
-        self._before, self._at = counters(pl_module), time.monotonic()
+        self._at = time.monotonic()
+        self._logged = counters(pl_module), self._trained
 
     def on_train_batch_end(
         self,
@@ -39,17 +46,41 @@ class RunMetrics(pl.Callback):
         """Logs if it is time."""
         if not self._every or int(pl_module.updates) % self._every:  # type: ignore[arg-type]
             return
-        now, counts = time.monotonic(), counters(pl_module)
-        if counts.updates == self._before.updates:
+        before, since = self._logged
+        now, seconds = counters(pl_module), self._seconds()
+        if now.updates == before.updates:
             return
-        seconds = max(now - self._at, 1e-9)
+        elapsed = max(seconds - since, 1e-9)
         measure = getattr(trainer.datamodule, "metrics", None)
         publish(
             trainer,
             {
                 **(measure() if measure is not None else {}),
-                "time/updates_per_s": (counts.updates - self._before.updates) / seconds,
-                "time/env_steps_per_s": (counts.env_steps - self._before.env_steps) / seconds,
+                "time/updates_per_s": (now.updates - before.updates) / elapsed,
+                "time/env_steps_per_s": (now.env_steps - before.env_steps) / elapsed,
             },
         )
-        self._before, self._at = counts, now
+        self._logged = now, seconds
+
+    def on_metrics(self, trainer: Any, metrics: Mapping[str, float]) -> None:
+        """Takes out what was spent on measuring, and adds the clock to each evaluation."""
+        if OWN.isdisjoint(metrics):
+            spent = (v for k, v in metrics.items() if k.startswith("time/") and k.endswith("_s"))
+            self._trained -= sum(spent)
+        if "eval/return_mean" in metrics:
+            publish(trainer, {"time/wall_s": self._seconds()})
+
+    def state_dict(self) -> dict[str, float]:
+        """Seconds of training so far."""
+        return {"trained": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """The inverse of `state_dict`."""
+        self._trained = state_dict["trained"]
+
+    def _seconds(self) -> float:
+        now = time.monotonic()
+        if self._at:
+            self._trained += now - self._at
+            self._at = now
+        return self._trained

@@ -163,10 +163,10 @@ class Collector:
 
     def _row(self, result: Transition, first: bool) -> dict[str, np.ndarray]:
         row = {f"obs/{key}": value for key, value in result.obs.items()}
-        row["reward"] = np.float32(0.0 if first else result.reward)
-        row["is_first"] = np.bool_(first)
-        row["is_last"] = np.bool_(result.terminated or result.truncated)
-        row["is_terminal"] = np.bool_(result.terminated)
+        row["reward"] = np.array(0.0 if first else result.reward, np.float32)
+        row["is_first"] = np.array(first)
+        row["is_last"] = np.array(result.terminated or result.truncated)
+        row["is_terminal"] = np.array(result.terminated)
         row["action"] = np.zeros(self.spec.action.shape, self.spec.action.dtype)
         return row
 
@@ -197,7 +197,7 @@ class Collector:
     def _truncate(self, index: int) -> None:
         """Ends the recording at the step that still awaits its outcome."""
         slot = self.slots[index]
-        slot.row["is_last"] = np.bool_(True)
+        slot.row["is_last"] = np.array(True)
         slot.row["action"] = np.zeros_like(slot.row["action"])
         self._finish(index)
 
@@ -310,10 +310,8 @@ _PLAIN = (
 _COUNTERS = ("agent_steps", "episodes", "failures")
 
 
-def restart_rows(
-    state: dict[str, Tensor] | None, actor: Actor, first: Tensor
-) -> dict[str, Tensor]:
-    """Replaces the rows of a policy's state (B, ...) where `first` (B,) says that episodes begin."""
+def restart_rows(state: dict[str, Tensor] | None, actor: Actor, first: Tensor) -> dict[str, Tensor]:
+    """Replaces the rows of a policy's state (B, ...) where `first` (B,) is set."""
     if state is None:
         return actor.initial_state(len(first))
     if not first.any():
@@ -330,7 +328,7 @@ def restart_rows(
 def _checksum(row: Mapping[str, np.ndarray], start: int) -> int:
     for key in sorted(row):
         if key.startswith("obs/") or key == "reward":
-            start = zlib.crc32(np.ascontiguousarray(row[key]), start)
+            start = zlib.crc32(row[key].tobytes(), start)
     return start
 
 

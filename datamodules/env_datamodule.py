@@ -82,7 +82,11 @@ class EnvDataModule(pl.LightningDataModule):
         updates_per_epoch: int = 1000,
     ) -> None:
         super().__init__()
-        positive = {"num_envs": num_envs, "batch_size": batch_size, "capacity": capacity}
+        positive: dict[str, float] = {
+            "num_envs": num_envs,
+            "batch_size": batch_size,
+            "capacity": capacity,
+        }
         positive |= {"sequence_length": sequence_length, "replay_ratio": replay_ratio}
         positive |= {"action_repeat": action_repeat, "updates_per_epoch": updates_per_epoch}
         for name, value in positive.items():
@@ -113,7 +117,7 @@ class EnvDataModule(pl.LightningDataModule):
         self.replay: ReplayBuffer | None = None
         self.served = 0
         self._spec: Spec | None = None
-        self._restored: dict[str, Any] | None = None
+        self._restored: list[dict[str, Any]] | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -129,9 +133,13 @@ class EnvDataModule(pl.LightningDataModule):
     @property
     def env_steps(self) -> int:
         """Frames caused so far by the agents of all ranks."""
-        if self.collector is None:
+        if self.collector is not None:
+            steps = self.collector.agent_steps
+        elif self._restored:
+            steps = self._restored[self._rank]["collector"]["agent_steps"]
+        else:
             return 0
-        return self.collector.agent_steps * self._frames * self._world_size
+        return steps * self._frames * self._world_size
 
     # Lightning's hooks
 
@@ -141,11 +149,11 @@ class EnvDataModule(pl.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Closes environments and replay."""
-        if stage == "fit" and self.collector is not None and self.replay is not None:
-            self.collector.pool.close()
-            self.replay.close()
-            if self._scratch is not None:
-                self._scratch.cleanup()
+        self._close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Closes environments and replay."""
+        self._close()
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on exactly, of every rank.
@@ -154,7 +162,7 @@ class EnvDataModule(pl.LightningDataModule):
         Called on all ranks by `Trainer.save_checkpoint`.
         """
         if self.collector is None or self.replay is None:
-            return {"ranks": [self._restored]} if self._restored else {}
+            return {"ranks": self._restored} if self._restored else {}
         mine = {
             "served": self.served,
             "collector": self.collector.state_dict(),
@@ -175,7 +183,7 @@ class EnvDataModule(pl.LightningDataModule):
                 f"the checkpoint is of {len(ranks)} processes, this run has {self._world_size}: "
                 f"resume with devices={len(ranks)}"
             )
-        self._restored = ranks[self._rank]
+        self._restored = ranks
 
     # Batches
 
@@ -238,7 +246,7 @@ class EnvDataModule(pl.LightningDataModule):
                 "directory"
             )
         context = getattr(self._module, "replay_context", 0)
-        latents = getattr(self._module, "latent_fields", dict)()
+        latents: dict[str, Any] = getattr(self._module, "latent_fields", dict)()
         self.replay = ReplayBuffer(
             path,
             self._fields(),
@@ -255,11 +263,19 @@ class EnvDataModule(pl.LightningDataModule):
             noise = np.random.SeedSequence(self.seed, spawn_key=(self._rank, self.num_envs))
             torch.manual_seed(int(noise.generate_state(1)[0]))
             return
-        self.served = self._restored["served"]
-        self.replay.load_state_dict(self._restored["replay"])
-        self.collector.load_state_dict(self._restored["collector"])
-        _set_rng_state(self._restored["rng"])
+        mine = self._restored[self._rank]
+        self.served = mine["served"]
+        self.replay.load_state_dict(mine["replay"])
+        self.collector.load_state_dict(mine["collector"])
+        _set_rng_state(mine["rng"])
         self._restored = None
+
+    def _close(self) -> None:
+        if self.collector is not None and self.replay is not None:
+            self.collector.pool.close()
+            self.replay.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def _fields(self) -> dict[str, Field]:
         fields = {f"obs/{key}": Field(a.shape, a.dtype) for key, a in self.spec.obs.items()}

@@ -8,17 +8,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
-from weakref import WeakValueDictionary
 
 from datamodules.errors import UserError
 
 
-class StoreCorrupted(UserError):  # noqa: N818 (a state, as in `EnvFailure`)
+class StoreCorrupted(UserError):
     """A store file is damaged; the sentence names the file, the place and the mend."""
 
 
@@ -113,10 +113,10 @@ class WriterLock:
     the table does.
     """
 
-    _held: ClassVar[WeakValueDictionary[Path, WriterLock]] = WeakValueDictionary()
+    _held: ClassVar[weakref.WeakValueDictionary[Path, WriterLock]] = weakref.WeakValueDictionary()
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._close = weakref.finalize(self, os.close, descriptor)
         self._keep = False
 
     def __enter__(self) -> WriterLock:
@@ -153,15 +153,9 @@ class WriterLock:
 
     def release(self) -> None:
         """Lets another writer in."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._close()
         for folder in [f for f, lock in self._held.items() if lock is self]:
             del self._held[folder]
-
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
 
 
 def _with_checksum(data: dict[str, Any]) -> bytes:

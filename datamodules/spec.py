@@ -120,8 +120,9 @@ class Spec:
     def from_dict(cls, data: Mapping[str, Any]) -> Spec:
         """The inverse of `to_dict`."""
         obs = {k: ArraySpec(tuple(v["shape"]), v["dtype"]) for k, v in data["obs"].items()}
-        action = {k: tuple(v) if isinstance(v, list) else v for k, v in data["action"].items()}
-        return cls(obs, ActionSpec(**action))
+        action = data["action"]
+        parts = {k: tuple(action[k]) for k in ("nvec", "low", "high")}
+        return cls(obs, ActionSpec(action["kind"], **parts))
 
     @property
     def images(self) -> list[str]:
@@ -136,7 +137,8 @@ class Spec:
     def __str__(self) -> str:
         obs = ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in self.obs.items())
         act = self.action
-        size = list(act.nvec) if act.nvec else f"{len(act.low)} in [{min(act.low)}, {max(act.high)}]"
+        box = f"{len(act.low)} in [{min(act.low)}, {max(act.high)}]" if act.low else ""
+        size = list(act.nvec) if act.nvec else box
         return f"observations {obs}; {act.kind} action {size}"
 
 

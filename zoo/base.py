@@ -42,7 +42,7 @@ class Policy(Protocol):
         """The state before an episode, {key: (B, ...)}."""
 
     def act(self, obs: Obs, state: State, *, explore: bool) -> tuple[Tensor, State]:
-        """Chooses actions (B,) or (B, A), in the units of the environment, for obs {key: (B, ...)}."""
+        """Chooses actions (B,) or (B, A), in environment units, for obs {key: (B, ...)}."""
 
 
 @runtime_checkable
@@ -140,13 +140,13 @@ class ZooModel(
         self.last_losses: dict[str, Tensor] = {}
 
     def keep_hyperparameters(self, arguments: Mapping[str, Any]) -> None:
-        """Records the constructor's arguments as plain data, so that checkpoints load weights-only."""
+        """Records the constructor's arguments as plain data: checkpoints load weights-only."""
         plain = {k: v for k, v in arguments.items() if k not in ("self", "spec", "__class__")}
         self.save_hyperparameters({"spec": self.spec.to_dict(), **plain})
 
     @property
     def env_steps(self) -> int:
-        """Frames caused up to now; the datamodule's count while one with environments is attached."""
+        """Frames caused up to now; the datamodule's count while one is attached."""
         data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
         if data is not None and getattr(data, "env_steps", None) is not None:
             self._env_steps = int(data.env_steps)
@@ -157,7 +157,10 @@ class ZooModel(
         """Whether this training step logs; metrics need not be computed otherwise."""
         if self._trainer is None:
             return False
-        return (self.updates + 1) % self._trainer.log_every_n_steps == 0
+        # Lightning's own clock, which also counts updates of models with several optimizers once.
+        trainer: Any = self._trainer
+        batches = trainer.fit_loop.epoch_loop._batches_that_stepped
+        return (batches + 1) % trainer.log_every_n_steps == 0
 
     def total_loss(self, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         """Weighted sum of named losses, each logged as train/<name>_loss.

@@ -15,7 +15,7 @@ ORIGIN = {"git_sha": "abc1234", "versions": "python 3.11.7; torch 2.13.0", "hard
 FINALS = {
     "dreamer-v3": (500.0, 488.0, 497.0),
     "dqn": (500.0, 431.0, 368.0),
-    "random": (21.0, 22, 23),
+    "random": (21.0, 22.0, 23.0),
 }
 
 
@@ -92,3 +92,16 @@ def incomplete(tmp_path):
     log = "starting <b>\nzoo: the disk is full"
     write_json(failed.folder(out) / "failed.json", {"ending": "exit code 2", "log": log})
     return out
+
+
+@pytest.fixture
+def two_tasks(tmp_path):
+    """Two models on two tasks; the second model has results on the first task only."""
+    reference = {"random": 0.0, "expert": 500.0, "source": "made up"}
+    entries = [
+        {"model": model, "preset": task.lower(), "task": task, "env_steps": 2000}
+        for model, task in (("dqn", "A"), ("dqn", "B"), ("dreamer-v3", "A"))
+    ]
+    tasks = {"A": reference, "B": reference}
+    write_cells(tmp_path / "two", made_up_suite(tasks=tasks, entries=entries))
+    return tmp_path / "two"

@@ -76,7 +76,9 @@ def test_rows_of_a_run(tmp_path):
     assert not {"loss", "seed", "checkpoint", "eval_s"} & {row["metric"] for row in result["rows"]}
     first = result["rows"][0]
     assert (first["suite"], first["model"], first["preset"], first["seed"]) == ("s", *NAMES[:2], 1)
-    assert first["git_sha"] and "numpy" in first["versions"] and "cores" in first["hardware"]
+    assert first["git_sha"]
+    assert "numpy" in first["versions"]
+    assert "cores" in first["hardware"]
 
 
 def test_episode_counts_come_from_the_run_where_it_says_them(tmp_path):

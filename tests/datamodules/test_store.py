@@ -338,6 +338,26 @@ def test_a_reader_follows_the_writer(store):
     assert late_reader.bounds(0) == (4, 11)
 
 
+def test_a_reader_checks_rows_again_that_were_written_again(store):
+    append(store, 0, 3)
+    store.flush()
+    start = store.position()
+    append(store, 0)
+    store.flush()
+    reader = EpisodeStore.open(store.path)
+    check_all(reader)
+    store.rewind(start)
+    store.append(0, {**make_step(0, 3), "reward": np.float32(99)})
+    store.close()
+    path = store.path / "chunks" / "00000000.bin"
+    data = bytearray(path.read_bytes())
+    data[6 * 4 - 1] ^= 1  # the image of row 3
+    path.write_bytes(data)
+    reader.refresh()
+    with pytest.raises(StoreCorrupted, match="rows 3 to 3 of stream 0"):
+        reader.read(0, 0, 4)
+
+
 def test_rewinding_and_repeating_gives_the_same_bytes(tmp_path):
     def first_half(store):
         append(store, 0, 6)

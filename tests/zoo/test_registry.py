@@ -12,7 +12,7 @@ from zoo import registry
 
 SPEC = Spec({"vector": ArraySpec((3,), "float32")}, ActionSpec("discrete", nvec=(2,)))
 
-THIRD_PARTY = '''
+THIRD_PARTY = """
 from dataclasses import replace
 
 from zoo.base import ZooModel
@@ -28,7 +28,7 @@ class Toy(ZooModel):
 
 
 CARD = replace(OURS, name="toy", class_path="thirdparty.card:Toy", can=())
-'''
+"""
 
 
 @pytest.fixture
@@ -97,7 +97,9 @@ def test_unknown_names_come_with_the_nearest(toy: None, name: str, message: str)
 
 
 def test_unknown_options_come_with_the_nearest(toy: None) -> None:
-    with pytest.raises(UserError, match=r"unknown option of toy 'widht' \(did you mean 'width'\?\)"):
+    with pytest.raises(
+        UserError, match=r"unknown option of toy 'widht' \(did you mean 'width'\?\)"
+    ):
         zoo.create("toy", SPEC, widht=2)
 
 
@@ -113,7 +115,7 @@ def test_a_broken_package_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) 
         ("odd", "zoo.registry:BUILT_IN"),
         ("again", "zoo.dreamer_v3.card:CARD"),
     )
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="is left out") as warned:
         assert zoo.list_models() == ["dreamer-v3"]
     messages = [str(w.message) for w in warned]
     assert any("'gone'" in m and "no_such_package" in m for m in messages)

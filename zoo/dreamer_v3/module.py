@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.errors import UserError
 from datamodules.spec import Spec
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.nets.actions import ActionCodec
+from zoo.nets.averaging import follow
 from zoo.nets.distributions import TwoHot, one_hot
 from zoo.nets.heads import ActionHead, BinaryHead, TwoHotHead
 from zoo.nets.optim import LaProp
@@ -37,7 +38,14 @@ SIZES: dict[str, dict[str, int]] = {
     "50m": {"deter": 4096, "hidden": 512, "stoch": 32, "classes": 32, "depth": 32, "units": 512},
     "100m": {"deter": 6144, "hidden": 768, "stoch": 32, "classes": 48, "depth": 48, "units": 768},
     "200m": {"deter": 8192, "hidden": 1024, "stoch": 32, "classes": 64, "depth": 64, "units": 1024},
-    "400m": {"deter": 12288, "hidden": 1536, "stoch": 32, "classes": 96, "depth": 96, "units": 1536},
+    "400m": {
+        "deter": 12288,
+        "hidden": 1536,
+        "stoch": 32,
+        "classes": 96,
+        "depth": 96,
+        "units": 1536,
+    },
 }
 
 LOSS_SCALES = {
@@ -77,6 +85,8 @@ class DreamerV3(
         entropy: scale of the policy's entropy bonus.
         slow_rate, slow_regularizer: the slow critic's update rate and its loss weight.
         lr, agc, warmup: LaProp's learning rate, gradient clipping, warm-up updates.
+        average_rate: greedy actions come from an exponential moving average of the weights with
+            this rate per update; 0 (as published) acts with the weights themselves.
     """
 
     name: ClassVar[str] = "dreamer-v3"
@@ -108,6 +118,7 @@ class DreamerV3(
         lr: float = 4e-5,
         agc: float = 0.3,
         warmup: int = 1000,
+        average_rate: float = 0.0,
     ) -> None:
         super().__init__(spec)
         self.keep_hyperparameters(locals())
@@ -149,6 +160,11 @@ class DreamerV3(
         self.critic = TwoHotHead(feature_size, 3, w["units"], bins)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer()
+        # Our addition: with few updates at a high learning rate the greedy policy wobbles from one
+        # update to the next; averaged weights do not.
+        self.average_rate = average_rate
+        agent = nn.ModuleDict({"encoder": self.encoder, "rssm": self.rssm, "actor": self.actor})
+        self.averaged = copy.deepcopy(agent).requires_grad_(False) if average_rate else None
 
     # Learning
 
@@ -179,7 +195,8 @@ class DreamerV3(
             self.write_back(batch["step_id"][:, 1:], self.latents(states))
 
         # Imagination (eq. 6 to 8): dreamed without gradients, REINFORCE needs none through it.
-        last = self.imagine_last or is_first.shape[1]
+        length = is_first.shape[1]
+        last = min(self.imagine_last or length, length)
         starts = {k: v.detach()[:, -last:].flatten(0, 1) for k, v in states.items()}
         with torch.no_grad():
             dream, action = self.rssm.imagine(starts, self._explore, self.imagine_length)
@@ -229,10 +246,11 @@ class DreamerV3(
         return self.total_loss({k: v.mean() for k, v in losses.items()}, self.loss_scales)
 
     def after_update(self) -> None:
-        """Moves the slow critic towards the critic."""
-        slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
-        with torch.no_grad():
-            torch._foreach_lerp_(slow, fast, self.slow_rate)
+        """Moves the slow critic, and the averaged agent if there is one, towards the weights."""
+        follow(self.slow_critic, self.critic, self.slow_rate)
+        if self.averaged is not None:
+            for name, part in self.averaged.items():
+                follow(part, getattr(self, name), self.average_rate)
 
     def configure_optimizers(self) -> Optimizer:
         """LaProp with AGC over everything that learns."""
@@ -250,11 +268,13 @@ class DreamerV3(
     @torch.no_grad()
     def act(self, obs: Obs, state: State, *, explore: bool) -> tuple[Tensor, State]:
         """Filters one step and acts: a sample when exploring, else the mode."""
-        tokens = self.encoder({k: v.unsqueeze(1) for k, v in obs.items()})
+        agent: Any = self if explore or self.averaged is None else self.averaged
+        encoder, rssm, actor = agent.encoder, agent.rssm, agent.actor
+        tokens = encoder({k: v.unsqueeze(1) for k, v in obs.items()})
         is_first = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        states, _ = self.rssm.observe(state, tokens, state["action"].unsqueeze(1), is_first)
+        states, _ = rssm.observe(state, tokens, state["action"].unsqueeze(1), is_first)
         latent = {k: v[:, 0] for k, v in states.items()}
-        policy = self.actor(features(latent))
+        policy = actor(features(latent))
         action = policy.sample() if explore else policy.pred()
         return self.actions.decode(action), {**latent, "action": action}
 

@@ -69,5 +69,5 @@ class BlockGRU(nn.Module):
             out = torch.bmm(blocks, gates).view(self.blocks, 3, x.shape[0], -1)
             out = out.permute(1, 2, 0, 3).flatten(2) + gate_bias.view(3, 1, -1)
             reset, candidate, update = out.unbind(0)
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        return torch.lerp(state, candidate, torch.sigmoid(update - 1))
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate).to(state.dtype)
+        return torch.lerp(state, candidate, torch.sigmoid(update - 1).to(state.dtype))

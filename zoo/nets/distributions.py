@@ -251,7 +251,7 @@ class TwoHot:
         half = len(self.bins) // 2
         probs = self.log_probs.exp()
         excess = probs[..., half + 1 :] - probs[..., :half].flip(-1)
-        return excess @ self.bins[half + 1 :]
+        return (excess * self.bins[half + 1 :]).sum(-1)  # a matmul would leave float32 in autocast
 
     def loss(self, target: Tensor) -> Tensor:
         """Cross-entropy (...) with the two-hot encoding of `target` (...)."""

@@ -7,6 +7,7 @@ normal distribution truncated at two standard deviations with variance 1 / fan_i
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ NORM_EPS = 1e-4
 
 
 def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
-    """Fills `weight` in place with truncated normal values of standard deviation scale/sqrt(fan_in)."""
+    """Fills `weight` in place: truncated normal of standard deviation scale / sqrt(fan_in)."""
     with torch.no_grad():
         nn.init.trunc_normal_(weight, std=1.0, a=-2.0, b=2.0)
         weight.mul_(scale * TRUNCATION_GAIN / math.sqrt(fan_in))
@@ -81,7 +82,7 @@ class _NormSiLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        scale = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(NORM_EPS).rsqrt_().unsqueeze(-1)
+        scale = x.square().mean(-1, keepdim=True).add_(NORM_EPS).rsqrt_()
         normed = x * scale
         scaled = normed * weight
         ctx.save_for_backward(normed, scaled, scale, weight)
@@ -132,11 +133,18 @@ class ImageNormSiLU(RMSNormSiLU):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class Dense(nn.Sequential):
+class Dense(nn.Module):
     """Linear, RMSNorm, SiLU."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(Linear(in_features, out_features), RMSNormSiLU(out_features))
+        super().__init__()
+        self.linear = Linear(in_features, out_features)
+        self.norm = RMSNormSiLU(out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., in_features) to (..., out_features)."""
+        out: Tensor = self.norm(self.linear(x))
+        return out
 
 
 class MLP(nn.Sequential):
@@ -144,4 +152,4 @@ class MLP(nn.Sequential):
 
     def __init__(self, in_features: int, layers: int, units: int) -> None:
         sizes = [in_features] + [units] * layers
-        super().__init__(*(Dense(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+        super().__init__(*(Dense(a, b) for a, b in pairwise(sizes)))

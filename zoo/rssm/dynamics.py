@@ -51,7 +51,7 @@ class RSSM(nn.Module):
         super().__init__()
         self.deter, self.stoch, self.classes, self.unimix = deter, stoch, classes, unimix
         sizes = (deter, stoch * classes, action_size)
-        self.inputs = nn.ModuleList(Dense(size, hidden) for size in sizes)
+        self.deter_in, self.stoch_in, self.action_in = (Dense(size, hidden) for size in sizes)
         self.gru = BlockGRU(3 * hidden, deter, blocks)
         self.prior_net = nn.Sequential(MLP(deter, 2, hidden), Linear(hidden, stoch * classes))
         self.posterior_in = Linear(deter + token_size, hidden)
@@ -139,16 +139,17 @@ class RSSM(nn.Module):
         return states, torch.stack(actions, 1)
 
     def _rollout_weights(self) -> _RolloutWeights:
-        norms = [dense[1].weight for dense in self.inputs]
-        return _RolloutWeights(torch.stack(norms), self.gru.weights())
+        denses = (self.deter_in, self.stoch_in, self.action_in)
+        norms = torch.stack([dense.norm.weight for dense in denses])
+        return _RolloutWeights(norms, self.gru.weights())
 
     def _embed_actions(self, actions: Tensor) -> Tensor:
-        return self.inputs[2][0](actions / actions.abs().clamp(min=1.0).detach())
+        return self.action_in.linear(actions / actions.abs().clamp(min=1.0).detach())
 
     def _advance(
         self, deter: Tensor, stoch: Tensor, action_in: Tensor, weights: _RolloutWeights
     ) -> Tensor:
-        parts = [self.inputs[0][0](deter), self.inputs[1][0](stoch), action_in]
+        parts = [self.deter_in.linear(deter), self.stoch_in.linear(stoch), action_in]
         # The three inputs are normalised apart, but in one call.
         inputs = norm_silu(torch.stack(parts, 1), weights.norms).flatten(1)
         return self.gru.step(inputs, deter, weights.gru)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +55,9 @@ class Encoder(nn.Module):
             height, width = _image_size(spec)
             channels = [sum(spec.obs[k].shape[-1] for k in self.images)]
             channels += [depth * m for m in MULTIPLIERS]
-            stages = zip(channels, channels[1:], strict=False)
+            stages = pairwise(channels)
             self.convs = nn.Sequential(
-                *(
-                    nn.Sequential(Conv2d(a, b), nn.MaxPool2d(2), ImageNormSiLU(b))
-                    for a, b in stages
-                )
+                *(nn.Sequential(Conv2d(a, b), nn.MaxPool2d(2), ImageNormSiLU(b)) for a, b in stages)
             )
             self.size += channels[-1] * (height // 16) * (width // 16)
 
@@ -67,7 +65,7 @@ class Encoder(nn.Module):
         """Maps {key: (B, T, ...)} to tokens (B, T, E)."""
         tokens = []
         if self.vectors:
-            flat = [obs[k].flatten(2).float() for k in self.vectors]
+            flat = [obs[k].float().reshape(*obs[k].shape[:2], -1) for k in self.vectors]
             tokens.append(self.mlp(symlog(torch.cat(flat, -1))))
         if self.images:
             pixels = torch.cat([obs[k] for k in self.images], -1)
@@ -118,9 +116,7 @@ class Decoder(nn.Module):
             self.stoch_map = nn.Sequential(Dense(stoch, 2 * units), Linear(2 * units, cells))
             self.grid_norm = RMSNormSiLU(self.grid[2])
             channels = [depth * m for m in reversed(MULTIPLIERS)]
-            self.convs = nn.ModuleList(
-                Conv2d(a, b) for a, b in zip(channels, channels[1:], strict=False)
-            )
+            self.convs = nn.ModuleList(Conv2d(a, b) for a, b in pairwise(channels))
             self.norms = nn.ModuleList(ImageNormSiLU(c) for c in channels[1:])
             self.image_out = Conv2d(channels[-1], sum(spec.obs[k].shape[-1] for k in self.images))
 
@@ -144,14 +140,10 @@ class Decoder(nn.Module):
                 outputs[key] = MSE(part, 3)
         return outputs
 
-    def losses(
-        self, outputs: Mapping[str, MSE], obs: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Reconstruction loss (B, T) of each key against observations as they come (uint8 images)."""
-        return {
-            key: output.loss(obs[key].float() / 255 if key in self.images else obs[key].float())
-            for key, output in outputs.items()
-        }
+    def losses(self, outputs: Mapping[str, MSE], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Reconstruction loss (B, T) of each key; images of `obs` are uint8."""
+        unit = {key: 255.0 if key in self.images else 1.0 for key in outputs}
+        return {key: out.loss(obs[key].float() / unit[key]) for key, out in outputs.items()}
 
     def _draw(self, features: Tensor) -> Tensor:
         height, width, channels = self.grid

@@ -1,0 +1,47 @@
+"""Heads: what they start as, and which distributions they give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from datamodules.spec import ActionSpec
+from zoo.nets.distributions import BoundedNormal, Categorical
+from zoo.nets.heads import ActionHead, BinaryHead, TwoHotHead
+
+X = torch.randn(5, 7, 12, generator=torch.Generator().manual_seed(0))
+
+
+def test_two_hot_head_starts_at_exactly_zero() -> None:
+    pred = TwoHotHead(12, 1, 8)(X).pred()
+    assert pred.shape == (5, 7)
+    assert (pred == 0).all()
+
+
+def test_binary_head_gives_probabilities() -> None:
+    pred = BinaryHead(12, 1, 8)(X).pred()
+    assert pred.shape == (5, 7)
+    assert ((pred > 0) & (pred < 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "size", "entropy"),
+    [
+        (ActionSpec("discrete", nvec=(4,)), Categorical, 4, torch.tensor(4.0).log()),
+        (ActionSpec("multi_discrete", nvec=(2, 3)), Categorical, 5, torch.tensor(6.0).log()),
+        (ActionSpec("box", low=(-1.0,) * 3, high=(1.0,) * 3), BoundedNormal, 3, None),
+    ],
+    ids=["discrete", "multi_discrete", "box"],
+)
+def test_policies_start_almost_uniform(
+    action: ActionSpec, kind: type, size: int, entropy: torch.Tensor | None
+) -> None:
+    torch.manual_seed(0)
+    policy = ActionHead(12, 3, 8, action)(X)
+    assert isinstance(policy, kind)
+    assert policy.sample().shape == (5, 7, size)
+    if entropy is not None:
+        expected = entropy.expand(5, 7)
+        torch.testing.assert_close(policy.entropy(), expected, atol=1e-3, rtol=0)
+    else:
+        assert policy.pred().abs().max() < 0.05
