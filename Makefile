@@ -16,6 +16,7 @@ install: $(VENV)/.installed ## make .venv with the tested versions
 
 # The stamp is newer than what the installation depends on, or the installation is made again.
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo 'installing into $(VENV): some minutes, most of it torch'
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
 	$(RUN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'

@@ -334,7 +334,10 @@ class TestEval:
 
 class TestExportAndPush:
     def test_an_export_loads_and_its_card_says_what_it_is(self, here: Path, capsys) -> None:
+        (RUN / "videos").mkdir(exist_ok=True)
+        (RUN / "videos" / "zz.gif").write_bytes(b"GIF89a")
         assert main(["export", str(RUN), "shared"]) == 0
+        assert Path("shared/dream.gif").read_bytes() == b"GIF89a"
         model, exported = zoo.load(RUN), zoo.load("shared")
         pairs = zip(model.state_dict().values(), exported.state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
@@ -342,7 +345,12 @@ class TestExportAndPush:
         card = Path("shared/README.md").read_text()
         _, front, text = card.split("---\n", 2)
         assert yaml.safe_load(front)["license"] == "apache-2.0"
-        for part in ("DreamerV3, tiny", "CartPole-v1", f"{model.env_steps} env steps", "free_nats"):
+        for part in (
+            "DreamerV3, tiny",
+            "CartPole-v1",
+            f"{model.env_steps} env steps",
+            "(dream.gif)",
+        ):
             assert part in text
 
     def test_nothing_is_overwritten(self, here: Path, capsys) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ tags:
 # {title}, {preset}
 
 {summary}
-
+{picture}
 ```python
 import zoo
 
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
 
 
 def model_card(model: Any, identity: dict[str, Any], run: Run, folder: Path) -> str:
-    """The README of exported weights: what it is, how it was made, how good it is."""
+    """The README of exported weights, with the newest dream of the run if it has one."""
     import torch
 
     card = registry.card(model.name)
@@ -103,7 +104,11 @@ def model_card(model: Any, identity: dict[str, Any], run: Run, folder: Path) -> 
         if finished.get("best") is not None:
             facts["best evaluation in training"] = f"{finished['best']:.2f}"
         facts["wall time"] = f"{finished.get('wall_s', 0.0):.0f} s"
+    dreams = sorted((run.path / "videos").glob("*.gif"), key=lambda gif: gif.stat().st_mtime)
+    if dreams:
+        shutil.copyfile(dreams[-1], folder / "dream.gif")
     return CARD.format(
+        picture="\n![reality and dream](dream.gif)\n" if dreams else "",
         licence=card.licence.lower(),
         model=card.name,
         title=card.title,

@@ -84,7 +84,8 @@ class DreamerV3(
         lam: lambda of the returns.
         entropy: scale of the policy's entropy bonus.
         slow_rate, slow_regularizer: the slow critic's update rate and its loss weight.
-        lr, agc, warmup: LaProp's learning rate, gradient clipping, warm-up updates.
+        lr, agc, warmup, anneal: LaProp's learning rate, gradient clipping, warm-up updates, and the
+            update from which the learning rate is a tenth (0: it stays).
         average_rate: greedy actions come from an exponential moving average of the weights with
             this rate per update; 0 (as published) acts with the weights themselves.
     """
@@ -118,6 +119,7 @@ class DreamerV3(
         lr: float = 4e-5,
         agc: float = 0.3,
         warmup: int = 1000,
+        anneal: int = 0,
         average_rate: float = 0.0,
     ) -> None:
         super().__init__(spec)
@@ -137,7 +139,7 @@ class DreamerV3(
         self.discount, self.contdisc = 1 - 1 / horizon, contdisc
         self.imagine_length, self.imagine_last = imagine_length, imagine_last
         self.slow_rate, self.slow_regularizer = slow_rate, slow_regularizer
-        self.lr, self.agc, self.warmup = lr, agc, warmup
+        self.lr, self.agc, self.warmup, self.anneal = lr, agc, warmup, anneal
 
         self.actions = ActionCodec(self.spec.action)
         latent = w["stoch"] * w["classes"]
@@ -255,7 +257,7 @@ class DreamerV3(
     def configure_optimizers(self) -> Optimizer:
         """LaProp with AGC over everything that learns."""
         learning = [p for p in self.parameters() if p.requires_grad]
-        return LaProp(learning, self.lr, agc=self.agc, warmup=self.warmup)
+        return LaProp(learning, self.lr, agc=self.agc, warmup=self.warmup, anneal=self.anneal)
 
     # Policy
 

@@ -29,7 +29,8 @@ class LaProp(Optimizer):
 
     v <- b2 v + (1 - b2) g^2;  m <- b1 m + (1 - b1) g / (sqrt(v / (1 - b2^n)) + eps);
     p <- p - lr_n m / (1 - b1^n), with lr_n = lr * min(1, (n - 1) / warmup) at the n-th step
-    (the very first step of a warm-up has learning rate zero, as in the official code).
+    (the very first step of a warm-up has learning rate zero, as in the official code), falling
+    linearly from the end of the warm-up to lr / 10 at step `anneal` if that is not 0.
 
     Args:
         params: parameters or groups.
@@ -38,6 +39,7 @@ class LaProp(Optimizer):
         eps: added to the root mean square.
         agc: clip each tensor's gradient at this fraction of its weight norm; 0 disables.
         warmup: number of steps of linear warm-up.
+        anneal: step from which the learning rate is a tenth; 0 keeps it constant.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class LaProp(Optimizer):
         eps: float = 1e-20,
         agc: float = 0.3,
         warmup: int = 1000,
+        anneal: int = 0,
     ) -> None:
         if lr < 0 or not all(0 <= b < 1 for b in betas):
             raise ValueError(f"LaProp needs lr >= 0 and betas in [0, 1), got {lr} and {betas}")
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "agc": agc, "warmup": warmup, "step": 0}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "agc": agc, "step": 0}
+        defaults |= {"warmup": warmup, "anneal": anneal}
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -87,5 +91,14 @@ class LaProp(Optimizer):
         torch._foreach_add_(scale, group["eps"])
         torch._foreach_div_(grads, scale)
         torch._foreach_lerp_(momentum, grads, 1 - beta1)
-        warm = min(1.0, (count - 1) / group["warmup"]) if group["warmup"] else 1.0
-        torch._foreach_add_(params, momentum, alpha=-group["lr"] * warm / (1 - beta1**count))
+        rate = group["lr"] * schedule(count - 1, group["warmup"], group["anneal"])
+        torch._foreach_add_(params, momentum, alpha=-rate / (1 - beta1**count))
+
+
+def schedule(step: int, warmup: int, anneal: int) -> float:
+    """Factor of the learning rate: linear from 0 over `warmup` steps, then to 0.1 at `anneal`."""
+    if step < warmup:
+        return step / warmup
+    if not anneal:
+        return 1.0
+    return 1.0 - 0.9 * min(1.0, (step - warmup) / max(1, anneal - warmup))

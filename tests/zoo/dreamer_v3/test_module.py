@@ -46,9 +46,9 @@ def build(spec: Spec, seed: int = 0, shake: float = 0.2, **options: Any) -> Drea
     return model
 
 
-def make_batch(spec: Spec, steps: int = STEPS, latents: bool = True) -> dict[str, Any]:
+def make_batch(spec: Spec, latents: bool = True) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(3)
-    lead = (BATCH, steps)
+    lead = (BATCH, STEPS)
 
     def uniform(*shape: int) -> Tensor:
         return torch.empty(*lead, *shape).uniform_(generator=generator)
@@ -67,7 +67,7 @@ def make_batch(spec: Spec, steps: int = STEPS, latents: bool = True) -> dict[str
     flags = {key: torch.zeros(lead, dtype=torch.bool) for key in ("is_first", "is_last")}
     batch = {"obs": obs, "action": action, "reward": uniform(), **flags}
     batch["is_terminal"] = torch.zeros(lead, dtype=torch.bool)
-    batch["step_id"] = torch.arange(steps).expand(lead).contiguous()
+    batch["step_id"] = torch.arange(STEPS).expand(lead).contiguous()
     if latents:
         stoch = (uniform(TINY["stoch"]) * TINY["classes"]).to(torch.uint8)
         batch["latents"] = {"deter": uniform(TINY["deter"]) * 2 - 1, "stoch": stoch}
@@ -244,11 +244,13 @@ class TestGradientFlow:
 
     world_model = frozenset({"encoder", "rssm"})
 
-    def parts(self, name: str, steps: int = STEPS) -> tuple[DreamerV3, set[str]]:
+    def parts(self, name: str, apart: bool = False) -> tuple[DreamerV3, set[str]]:
         spec = SPECS["discrete"]
         scales = {key: float(key == name) for key in LOSS_SCALES}
         model = build(spec, loss_scales=scales, free_nats=0.0)
-        model.training_step(make_batch(spec, steps), 0).backward()
+        batch = make_batch(spec)
+        batch["is_first"][:] = apart
+        model.training_step(batch, 0).backward()
         return model, parts_with_gradient(model)
 
     @pytest.mark.parametrize(
@@ -271,12 +273,12 @@ class TestGradientFlow:
         assert learning == heads | (self.world_model if into_world_model else set())
 
     def test_dynamics_and_representation_train_opposite_sides(self) -> None:
-        # With a single step nothing flows through later states.
-        model, learning = self.parts("dynamics", steps=2)
+        # Where every step begins an episode nothing flows through later states.
+        model, learning = self.parts("dynamics", apart=True)
         assert learning == {"rssm"}
         assert touched(model.rssm.prior_net)
         assert not touched(model.rssm.posterior_out)
-        model, learning = self.parts("representation", steps=2)
+        model, learning = self.parts("representation", apart=True)
         assert learning == {"encoder", "rssm"}
         assert not touched(model.rssm.prior_net)
         assert touched(model.rssm.posterior_out)
@@ -354,6 +356,41 @@ class TestActing:
         torch.manual_seed(0)
         torch.testing.assert_close(act(False), act(False), atol=0, rtol=0)
         assert not torch.equal(act(True), act(True))
+
+
+class TestAveragedAgent:
+    """Our addition: greedy actions may come from averaged weights."""
+
+    def test_is_off_unless_asked_for(self) -> None:
+        assert build(SPECS["discrete"]).averaged is None
+
+    def test_follows_the_weights(self) -> None:
+        spec = SPECS["discrete"]
+        model = build(spec, warmup=0, average_rate=0.25)
+        assert model.averaged is not None
+        model.averaged["actor"].load_state_dict(model.actor.state_dict())
+        before = [p.clone() for p in model.averaged["actor"].parameters()]
+        train(model, make_batch(spec), 1)
+        after = list(model.averaged["actor"].parameters())
+        for old, fast, new in zip(before, model.actor.parameters(), after, strict=True):
+            torch.testing.assert_close(new, 0.75 * old + 0.25 * fast)
+            assert not new.requires_grad
+
+    def test_acts_greedily_only(self) -> None:
+        model = build(SPECS["box"], average_rate=0.25)
+        assert model.averaged is not None
+        obs = {"vector": torch.ones(BATCH, 4)}
+
+        def act(explore: bool) -> Tensor:
+            torch.manual_seed(0)
+            return model.act(obs, model.initial_state(BATCH), explore=explore)[0]
+
+        greedy, sampled = act(False), act(True)
+        with torch.no_grad():
+            model.averaged["actor"].out.bias.add_(10.0)
+        torch.testing.assert_close(act(False), torch.tensor([[2.0, 1.0]] * BATCH))
+        assert not torch.equal(act(False), greedy)
+        assert torch.equal(act(True), sampled)
 
 
 class TestDreaming:

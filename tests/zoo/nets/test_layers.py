@@ -126,6 +126,6 @@ def test_mlp_is_layers_of_linear_norm_silu() -> None:
     x = torch.randn(6, 3)
     expected = x
     for dense in mlp:
-        linear, norm = dense
-        expected = composed(expected @ linear.weight.T + linear.bias, norm.weight)
+        expected = expected @ dense.linear.weight.T + dense.linear.bias
+        expected = composed(expected, dense.norm.weight)
     torch.testing.assert_close(mlp(x), expected)

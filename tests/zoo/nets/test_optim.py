@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.nets.optim import LaProp, adaptive_clip_
+from zoo.nets.optim import LaProp, adaptive_clip_, schedule
 
 STARTS = [[3.0, -4.0], [0.5], [0.0, 0.0, 0.0]]
 
@@ -112,3 +112,16 @@ def test_its_state_survives_a_round_trip() -> None:
 def test_refuses_impossible_arguments(options: dict) -> None:
     with pytest.raises(ValueError, match="LaProp needs"):
         LaProp([nn.Parameter(torch.ones(1))], **options)
+
+
+def test_annealing_falls_to_a_tenth() -> None:
+    factors = [schedule(step, warmup=4, anneal=14) for step in (0, 2, 4, 9, 14, 100)]
+    assert factors == pytest.approx([0.0, 0.5, 1.0, 0.55, 0.1, 0.1])
+    assert [schedule(step, 0, 0) for step in (0, 1000)] == [1.0, 1.0]
+    # At the fifth step the factor is 1 - 0.9 * 4 / 5 = 0.28.
+    moved = [optimised(n, lr=0.01, warmup=0, anneal=5) for n in (4, 5)]
+    constant = [optimised(n, lr=0.01, warmup=0) for n in (4, 5)]
+    zero = 0  # the first parameter, of which clipping changes too little to matter
+    annealed_step = moved[1][zero] - moved[0][zero]
+    constant_step = constant[1][zero] - constant[0][zero]
+    torch.testing.assert_close(annealed_step, 0.28 * constant_step, rtol=0.02, atol=0)

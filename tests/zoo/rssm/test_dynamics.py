@@ -50,12 +50,10 @@ def norm_silu(x: Tensor, weight: Tensor) -> Tensor:
 
 def sequence_model(rssm: RSSM, state: State, action: Tensor) -> Tensor:
     action = action / action.abs().clamp(min=1)
+    denses = (rssm.deter_in, rssm.stoch_in, rssm.action_in)
     parts = []
-    for dense, x in zip(
-        rssm.inputs, (state["deter"], state["stoch"].flatten(1), action), strict=True
-    ):
-        linear, norm = dense
-        parts.append(norm_silu(x @ linear.weight.T + linear.bias, norm.weight))
+    for dense, x in zip(denses, (state["deter"], state["stoch"].flatten(1), action), strict=True):
+        parts.append(norm_silu(x @ dense.linear.weight.T + dense.linear.bias, dense.norm.weight))
     return rssm.gru(torch.cat(parts, -1), state["deter"])
 
 

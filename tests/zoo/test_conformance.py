@@ -1,0 +1,282 @@
+"""What every registered model must fulfil; a new model is tested by being registered."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+import zoo
+from datamodules import EnvDataModule
+from datamodules.spec import ActionSpec, ArraySpec, Spec
+from zoo import registry
+from zoo.base import Imagined, ZooModel, capabilities
+
+OBSERVATIONS = {
+    "vector": {"position": ArraySpec((3,), "float32"), "height": ArraySpec((), "float32")},
+    "image": {"image": ArraySpec((64, 64, 3), "uint8")},
+}
+ACTIONS = {
+    "discrete": ActionSpec("discrete", nvec=(3,)),
+    "box": ActionSpec("box", low=(-2.0, 0.0), high=(2.0, 1.0)),
+    "multi_discrete": ActionSpec("multi_discrete", nvec=(2, 4)),
+}
+BATCH, STEPS = 2, 5
+MODELS = zoo.list_models()
+
+
+def specs(name: str) -> list[Spec]:
+    """All kinds of observations, alone and together, with all kinds of actions the card names."""
+    card = registry.card(name)
+    observations = [OBSERVATIONS[kind] for kind in card.observations]
+    if len(observations) > 1:
+        observations.append({key: a for part in observations for key, a in part.items()})
+    actions = [ACTIONS[kind] for kind in card.actions] or [ACTIONS["discrete"]]
+    return [Spec(o, a) for o, a in itertools.product(observations, actions)]
+
+
+CASES = [(name, spec) for name in MODELS for spec in specs(name)]
+IDS = [f"{name}-{'+'.join(spec.obs)}-{spec.action.kind}" for name, spec in CASES]
+every_spec = pytest.mark.parametrize(("name", "spec"), CASES, ids=IDS)
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def build(name: str, spec: Spec) -> ZooModel:
+    """The smallest size; cards list sizes in ascending order."""
+    torch.manual_seed(0)
+    sizes = list(registry.card(name).sizes)
+    return zoo.create(name, spec, **({"size": sizes[0]} if sizes else {}))
+
+
+def make_batch(model: ZooModel) -> dict[str, Any]:
+    """Random sequences by the batch contract, with the context steps the model asks for."""
+    spec, lead = model.spec, (BATCH, STEPS + model.replay_context)
+    generator = torch.Generator().manual_seed(1)
+
+    def array(shape: tuple[int, ...], dtype: str) -> Tensor:
+        if dtype.startswith("float"):
+            return torch.randn(*lead, *shape, generator=generator)
+        high = 256 if len(shape) == 3 else 2
+        return torch.randint(high, (*lead, *shape), generator=generator).to(getattr(torch, dtype))
+
+    act = spec.action
+    if act.kind == "box":
+        low, high = torch.tensor(act.low), torch.tensor(act.high)
+        action = low + torch.rand(*lead, len(act.low), generator=generator) * (high - low)
+    else:
+        action = array(act.shape, act.dtype)
+    batch: dict[str, Any] = {
+        "obs": {key: array(a.shape, a.dtype) for key, a in sorted(spec.obs.items())},
+        "action": action,
+        "reward": array((), "float32"),
+        "step_id": torch.arange(lead[1]).expand(lead).contiguous(),
+    }
+    for key in ("is_first", "is_last", "is_terminal"):
+        batch[key] = torch.zeros(lead, dtype=torch.bool)
+    batch["is_last"][0, 2] = batch["is_terminal"][0, 2] = batch["is_first"][0, 3] = True
+    if "ReplayLatents" in capabilities(model):
+        fields: dict[str, Any] = model.latent_fields()  # type: ignore[operator]
+        batch["latents"] = {key: array(*field) for key, field in fields.items()}
+    return batch
+
+
+def first_obs(model: ZooModel) -> dict[str, Tensor]:
+    return {key: value[:, 0] for key, value in make_batch(model)["obs"].items()}
+
+
+def outputs(model: ZooModel) -> dict[str, Tensor]:
+    """Whatever the model can compute, with one seed."""
+    model.trainer = None  # losses are logged only inside of a trainer's loop
+    torch.manual_seed(7)
+    found: dict[str, Tensor] = {}
+    can = capabilities(model)
+    any_model: Any = model
+    with torch.no_grad():
+        if "Policy" in can:
+            state = any_model.initial_state(BATCH)
+            found["action"], state = any_model.act(first_obs(model), state, explore=False)
+            found |= state
+        if "Imaginer" in can:
+            found |= {f"observed {k}": v for k, v in any_model.observe(make_batch(model)).items()}
+        found["loss"] = any_model.training_step(make_batch(model), 0)
+    return found
+
+
+def assert_same_outputs(a: ZooModel, b: ZooModel) -> None:
+    ours, theirs = outputs(a.eval()), outputs(b.eval())
+    assert ours.keys() == theirs.keys()
+    assert ours
+    for key, value in ours.items():
+        assert torch.equal(value, theirs[key]), key
+
+
+class SaveAtEnd(pl.Callback):
+    """Leaves `last.ckpt` in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.directory / "last.ckpt")
+
+
+def fit(model: ZooModel, directory: Path, **options: Any) -> pl.Trainer:
+    """Two updates on CartPole."""
+    data = EnvDataModule(
+        "CartPole-v1",
+        num_envs=2,
+        batch_size=2,
+        sequence_length=4,
+        prefill=16,
+        directory=directory / "replay",
+    )
+    trainer = pl.Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        callbacks=[SaveAtEnd(directory)],
+        **options,
+    )
+    trainer.fit(model, datamodule=data)
+    return trainer
+
+
+def cartpole(name: str) -> ZooModel:
+    if "online" not in registry.card(name).data or "vector" not in registry.card(name).observations:
+        pytest.skip("does not learn from vector environments")
+    obs = {"vector": ArraySpec((4,), "float32")}
+    return build(name, Spec(obs, ActionSpec("discrete", nvec=(2,))))
+
+
+@every_spec
+def test_losses_are_finite_and_reach_every_parameter(name: str, spec: Spec) -> None:
+    model = build(name, spec)
+    loss = model.training_step(make_batch(model), 0)
+    loss.backward()
+    assert loss.shape == ()
+    assert loss.isfinite()
+    assert model.last_losses
+    assert all(value.isfinite() for value in model.last_losses.values())
+    learning = [(key, p) for key, p in model.named_parameters() if p.requires_grad]
+    assert learning
+    for key, parameter in learning:
+        assert parameter.grad is not None, f"{key} gets no gradient"
+        assert parameter.grad.isfinite().all(), key
+
+
+@every_model
+def test_the_card_names_what_the_model_can_do(name: str) -> None:
+    card = registry.card(name)
+    assert set(card.can) == set(capabilities(registry.model_class(name)))
+    assert registry.model_class(name).name == name
+
+
+@every_spec
+def test_policy(name: str, spec: Spec) -> None:
+    model: Any = build(name, spec)
+    if "Policy" not in registry.card(name).can:
+        pytest.skip("is no Policy")
+    state = model.initial_state(BATCH)
+    assert all(len(value) == BATCH for value in state.values())
+    for explore in (True, False):
+        action, after = model.act(first_obs(model), state, explore=explore)
+        assert action.shape == (BATCH, *spec.action.shape)
+        assert str(action.dtype) == f"torch.{spec.action.dtype}"
+        assert not action.requires_grad
+        shapes = {key: value.shape for key, value in after.items()}
+        assert shapes == {key: value.shape for key, value in state.items()}
+        if spec.action.kind == "box":
+            assert (action >= torch.tensor(spec.action.low)).all()
+            assert (action <= torch.tensor(spec.action.high)).all()
+        else:
+            assert (action >= 0).all()
+            assert (action.reshape(BATCH, -1) < torch.tensor(spec.action.nvec)).all()
+
+
+@every_spec
+def test_imaginer(name: str, spec: Spec) -> None:
+    model: Any = build(name, spec)
+    if "Imaginer" not in registry.card(name).can:
+        pytest.skip("is no Imaginer")
+    batch, horizon = make_batch(model), 3
+    states = model.observe(batch)
+    assert all(v.shape[:2] == batch["reward"].shape for v in states.values())
+    start = {key: value[:, -1] for key, value in states.items()}
+    given = batch["action"][:, :horizon]
+    for actions in (given, lambda state: given[:, 0], None):
+        if actions is None and "Policy" not in registry.card(name).can:
+            continue
+        dream = model.imagine(start, actions, horizon)
+        assert isinstance(dream, Imagined)
+        assert dream.reward.shape == dream.cont.shape == (BATCH, horizon)
+        assert ((dream.cont >= 0) & (dream.cont <= 1)).all()
+        assert dream.action.shape == (BATCH, horizon, *spec.action.shape)
+        assert all(v.shape[:2] == (BATCH, horizon) for v in dream.state.values())
+    torch.testing.assert_close(model.imagine(start, given, horizon).action, given)
+    decoded = model.decode(dream.state)
+    assert decoded.keys() == spec.obs.keys()
+    for key, value in decoded.items():
+        assert value.shape == (BATCH, horizon, *spec.obs[key].shape)
+        assert value.is_floating_point()
+        if spec.obs[key].is_image:
+            assert 0 <= value.min() <= value.max() <= 1
+
+
+@every_spec
+def test_encoder_and_replay_latents(name: str, spec: Spec) -> None:
+    model: Any = build(name, spec)
+    batch, can = make_batch(model), registry.card(name).can
+    if not {"Encoder", "ReplayLatents"} & set(can):
+        pytest.skip("is neither")
+    if "Encoder" in can:
+        encoded = model.encode(batch["obs"])
+        assert encoded.shape[:2] == batch["reward"].shape
+        assert encoded.dim() == 3
+    if "ReplayLatents" in can:
+        _, state = model.act(first_obs(model), model.initial_state(BATCH), explore=True)
+        latents, fields = model.latents(state), model.latent_fields()
+        assert latents.keys() == fields.keys()
+        for key, (shape, dtype) in fields.items():
+            assert latents[key].shape == (BATCH, *shape)
+            assert str(latents[key].dtype) == f"torch.{dtype}"
+
+
+@every_model
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_fits_online(name: str, precision: Any, tmp_path: Path) -> None:
+    model = cartpole(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trainer = fit(model, tmp_path, precision=precision)
+    assert model.updates == trainer.global_step == 2
+    assert model.env_steps >= 16
+    assert trainer.logged_metrics["train/loss"].isfinite()
+    after = model.state_dict()
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(before[key], value) for key, value in after.items())
+
+
+@every_model
+def test_checkpoints_load_as_plain_weights(name: str, tmp_path: Path) -> None:
+    model = cartpole(name)
+    fit(model, tmp_path)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["zoo"]["model"] == name
+    loaded = zoo.load(tmp_path / "last.ckpt")
+    assert (loaded.updates, loaded.env_steps) == (model.updates, model.env_steps)
+    assert_same_outputs(model, loaded)
+
+
+@every_spec
+def test_hub_round_trip(name: str, spec: Spec, tmp_path: Path) -> None:
+    model = build(name, spec)
+    model.save_pretrained(tmp_path)
+    assert_same_outputs(model, type(model).from_pretrained(tmp_path))
