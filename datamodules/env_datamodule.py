@@ -116,6 +116,7 @@ class EnvDataModule(pl.LightningDataModule):
         self.collector: Collector | None = None
         self.replay: ReplayBuffer | None = None
         self.served = 0
+        self._agent_steps = 0
         self._spec: Spec | None = None
         self._restored: list[dict[str, Any]] | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -133,13 +134,11 @@ class EnvDataModule(pl.LightningDataModule):
     @property
     def env_steps(self) -> int:
         """Frames caused so far by the agents of all ranks."""
-        if self.collector is not None:
-            steps = self.collector.agent_steps
-        elif self._restored:
-            steps = self._restored[self._rank]["collector"]["agent_steps"]
+        if self._restored:
+            steps = sum(rank["collector"]["agent_steps"] for rank in self._restored)
         else:
-            return 0
-        return steps * self._frames * self._world_size
+            steps = self._agent_steps
+        return steps * self._frames
 
     # Lightning's hooks
 
@@ -197,6 +196,7 @@ class EnvDataModule(pl.LightningDataModule):
             if self.progress is not None:
                 self.progress()
         self.served += 1
+        self._agent_steps = self._sum_over_ranks(self.collector.agent_steps)
         return _nest(self.replay.sample(self.batch_size))
 
     def write_back(self, step_id: Tensor, latents: dict[str, Tensor]) -> None:
@@ -229,6 +229,15 @@ class EnvDataModule(pl.LightningDataModule):
             return 0
         replayed = self.batch_size * self.sequence_length
         return self.pretrain + int((steps - self.prefill) * self.replay_ratio / replayed)
+
+    def _sum_over_ranks(self, count: int) -> int:
+        """Ranks whose episodes end at different times take different numbers of steps."""
+        assert self.trainer is not None
+        if self._world_size == 1:
+            return count
+        strategy = self.trainer.strategy
+        total = strategy.reduce(torch.tensor(count, device=strategy.root_device), reduce_op="sum")
+        return int(total)
 
     def _actor(self) -> Any:
         return self._random if self.policy == "random" else self._module

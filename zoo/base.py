@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from datamodules.spec import Spec
+from zoo.runs import write_identity
 
 State = dict[str, Tensor]
 Obs = Mapping[str, Tensor]
@@ -205,13 +207,19 @@ class ZooModel(
         self.updates += 1
         self.after_update()
 
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """What this is and how far it was trained: {"model", "updates", "env_steps"}."""
+        return {"model": self.name, "updates": self.updates, "env_steps": self.env_steps}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Writes the hub's files and `zoo.json`, by which `zoo.load` finds the class."""
+        super()._save_pretrained(save_directory)
+        write_identity(save_directory, self.identity)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds {"zoo": {"model", "updates", "env_steps"}}."""
-        checkpoint["zoo"] = {
-            "model": self.name,
-            "updates": self.updates,
-            "env_steps": self.env_steps,
-        }
+        """Adds the identity as "zoo"."""
+        checkpoint["zoo"] = self.identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the counters."""

@@ -1,0 +1,98 @@
+"""Two processes train one model in sync, each with its own environments and replay shard."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datamodules.store import EpisodeStore
+
+CONFIG = """\
+seed_everything: 5
+model:
+  class_path: zoo.dreamer_v3.module.DreamerV3
+  init_args: {size: nano, deter: 16, hidden: 16, stoch: 4, classes: 4, units: 16, bins: 41,
+              imagine_length: 3, lr: 1.0e-3, warmup: 10}
+data:
+  class_path: datamodules.env_datamodule.EnvDataModule
+  init_args: {env: CartPole-v1, num_envs: 2, batch_size: 4, sequence_length: 8, replay_ratio: 16,
+              prefill: 40}
+trainer:
+  accelerator: cpu
+  devices: 2
+  strategy: ddp
+  log_every_n_steps: 5
+  callbacks:
+    - class_path: callbacks.evaluation.Evaluation
+      init_args: {every_env_steps: 150, episodes: 2}
+    - class_path: callbacks.checkpoint.RunCheckpoint
+      init_args: {every_updates: 10}
+"""
+
+# Run in place of `zoo`: writes what every rank holds at the end, for the test to compare.
+SPY = """\
+import sys
+import torch
+import zoo.commands.fit as fit
+from zoo.__main__ import main
+
+fitted = fit._fit
+def spy(trainer, model, data, resume):
+    code = fitted(trainer, model, data, resume)
+    state = {"weights": dict(model.state_dict()), "steps": data.env_steps, "updates": model.updates}
+    torch.save(state, f"{sys.argv[-1]}/rank{trainer.global_rank}.pt")
+    return code
+fit._fit = spy
+sys.exit(main(sys.argv[1:-1]))
+"""
+
+
+def _fit(config: Path, run: Path, out: Path, *options: str) -> list[dict]:
+    out.mkdir(exist_ok=True)
+    spy = out / "spy.py"
+    spy.write_text(SPY)
+    done = subprocess.run(
+        [sys.executable, str(spy), "fit", str(config), "--run", str(run), *options, str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def _rewards(run: Path, rank: int) -> list[np.ndarray]:
+    store = EpisodeStore.open(run / "replay" / f"rank{rank}", verify=True)
+    rows = [
+        store.read(stream, first, end - first)["obs/vector"]
+        for stream in store.stream_ids
+        for first, end in [store.bounds(stream)]
+    ]
+    store.close()
+    return rows
+
+
+def test_two_ranks_stay_in_sync_and_resume(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+    once = _fit(config, tmp_path / "once", tmp_path / "a", "--env-steps", "600")
+    for key, value in once[0]["weights"].items():
+        assert torch.equal(value, once[1]["weights"][key]), key
+    assert once[0]["steps"] == once[1]["steps"] >= 600
+    assert once[0]["updates"] == once[1]["updates"] > 0
+    # Different environments: no stream of one rank begins like one of the other.
+    ours, theirs = _rewards(tmp_path / "once", 0), _rewards(tmp_path / "once", 1)
+    assert all(not np.array_equal(x[:5], y[:5]) for x in ours for y in theirs)
+
+    _fit(config, tmp_path / "twice", tmp_path / "b", "--env-steps", "300")
+    twice = _fit(config, tmp_path / "twice", tmp_path / "b", "--resume", "--env-steps", "600")
+    for rank in (0, 1):
+        assert twice[rank]["steps"] == once[rank]["steps"]
+        for key, value in once[rank]["weights"].items():
+            assert torch.equal(value, twice[rank]["weights"][key]), (rank, key)
