@@ -24,7 +24,7 @@ from datamodules.envs.wrappers import frames_per_step
 from datamodules.errors import UserError
 from datamodules.replay import ReplayBuffer
 from datamodules.spec import Spec
-from datamodules.store import Field
+from datamodules.store import EpisodeStore, Field
 from datamodules.workers import EnvPool
 
 
@@ -92,6 +92,8 @@ class EnvDataModule(pl.LightningDataModule):
         for name, value in positive.items():
             if value <= 0:
                 raise UserError(f"EnvDataModule needs {name} > 0, got {value}")
+        if sequence_length < 2:
+            raise UserError(f"EnvDataModule needs sequence_length >= 2, got {sequence_length}")
         if policy not in ("model", "random"):
             raise UserError(f"EnvDataModule has no policy '{policy}': choose 'model' or 'random'")
         if policy == "random" and episodes <= 0:
@@ -117,6 +119,7 @@ class EnvDataModule(pl.LightningDataModule):
         self.replay: ReplayBuffer | None = None
         self.served = 0
         self._agent_steps = 0
+        self._root: Path | None = None
         self._spec: Spec | None = None
         self._restored: list[dict[str, Any]] | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -147,7 +150,9 @@ class EnvDataModule(pl.LightningDataModule):
         return ReplayLoader(self)
 
     def teardown(self, stage: str) -> None:
-        """Closes environments and replay."""
+        """Closes environments and replay; what they were stays, to be saved or to go on from."""
+        if self.collector is not None:
+            self._restored = self.state_dict()["ranks"]
         self._close()
 
     def on_exception(self, exception: BaseException) -> None:
@@ -164,6 +169,7 @@ class EnvDataModule(pl.LightningDataModule):
             return {"ranks": self._restored} if self._restored else {}
         mine = {
             "served": self.served,
+            "directory": str(self._root),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
             "rng": _rng_state(),
@@ -283,8 +289,7 @@ class EnvDataModule(pl.LightningDataModule):
         if self.collector is not None and self.replay is not None:
             self.collector.pool.close()
             self.replay.close()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        self.collector = self.replay = None
 
     def _fields(self) -> dict[str, Field]:
         fields = {f"obs/{key}": Field(a.shape, a.dtype) for key, a in self.spec.obs.items()}
@@ -295,14 +300,20 @@ class EnvDataModule(pl.LightningDataModule):
         return fields
 
     def _replay_path(self) -> Path:
+        """This rank's folder: chosen once, and found again by a checkpoint that moved runs."""
         assert self.trainer is not None
-        if self.directory is not None:
+        if self._root is not None:
+            root = self._root
+        elif self.directory is not None:
             root = Path(self.directory)
         elif self.trainer.logger is not None and self.trainer.log_dir is not None:
             root = Path(self.trainer.log_dir) / "replay"
         else:
             self._scratch = tempfile.TemporaryDirectory(prefix="replay-")
             root = Path(self._scratch.name)
+        if self._restored is not None and not EpisodeStore.exists(root / f"rank{self._rank}"):
+            root = Path(self._restored[self._rank]["directory"])
+        self._root = root
         return root / f"rank{self._rank}"
 
     @property

@@ -205,6 +205,8 @@ def _action(space: gym.Space) -> ActionSpec:
                 f"the action space {space} has infinite bounds: wrap the environment in "
                 "gymnasium.wrappers.RescaleAction or ClipAction over a bounded Box"
             )
+        if (low >= high).any():
+            raise UserError(f"the action space {space} has an empty range: drop that component")
         if len(space.shape) != 1:
             raise UserError(
                 f"the action space {space} is not one-dimensional: wrap the environment in "

@@ -157,7 +157,7 @@ class ZooModel(
     @property
     def logs_now(self) -> bool:
         """Whether this training step logs; metrics need not be computed otherwise."""
-        if self._trainer is None:
+        if self._trainer is None or not self._trainer.training:
             return False
         # Lightning's own clock, which also counts updates of models with several optimizers once.
         trainer: Any = self._trainer

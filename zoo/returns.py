@@ -12,7 +12,7 @@ def lambda_returns(
     """TD(lambda) returns R_t = r_{t+1} + d_{t+1} ((1 - l_{t+1}) v_{t+1} + l_{t+1} R_{t+1}).
 
     Here d is the discount on arriving (0 where the task ended), l = lam, but 0 where the recording
-    ends, so that a truncated sequence bootstraps from its last value (DreamerV3, eq. 7).
+    ends, so that a truncated sequence bootstraps from its last value (DreamerV3, critic learning).
 
     Args:
         reward: (N, T + 1), earned on arriving at each step; the first is not used.
@@ -41,7 +41,7 @@ def lambda_returns(
 
 
 class ReturnNormalizer(nn.Module):
-    """Running range between the 5th and 95th percentile of returns (DreamerV3, eq. 6).
+    """Running range between the 5th and 95th percentile of returns (DreamerV3, actor learning).
 
     The scale is max(floor, P95 - P5), both percentiles as exponential moving averages of the
     batch's. Under DDP the percentiles are those of the joined batch of all ranks.

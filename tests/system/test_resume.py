@@ -88,7 +88,7 @@ def _learning_state(run: Path) -> dict[str, Any]:
     keys = ("state_dict", "optimizer_states", "zoo", "EnvDataModule", "global_step")
     for rank in checkpoint["EnvDataModule"]["ranks"]:
         # Where the journal stands depends on when it was flushed; `_replay` compares the steps.
-        del rank["replay"]["store"], rank["replay"]["kept"]
+        del rank["replay"]["store"], rank["directory"]
     return {key: checkpoint[key] for key in keys}
 
 

@@ -129,6 +129,10 @@ class DreamerV3(
         given = {"deter": deter, "hidden": hidden, "stoch": stoch, "classes": classes}
         given |= {"depth": depth, "units": units}
         w = {key: value or SIZES[size][key] for key, value in given.items()}
+        if w["classes"] > 256:
+            raise UserError(f"classes is {w['classes']}: the replay keeps a class in one byte, 256")
+        if self.spec.images and w["depth"] * 4 % blocks:
+            raise UserError(f"depth {w['depth']}: 4 * depth must be divisible by {blocks} blocks")
         unknown = set(loss_scales or {}) - set(LOSS_SCALES)
         if unknown:
             raise UserError(
@@ -181,7 +185,7 @@ class DreamerV3(
         reward, is_first = flags["reward"], flags["is_first"]
         is_last, is_terminal = flags["is_last"], flags["is_terminal"]
 
-        # World model (eq. 3 to 5)
+        # World model
         tokens = self.encoder(obs)
         states, posterior = self.rssm.observe(start, tokens, previous_action, is_first)
         prior = self.rssm.prior(states["deter"])
@@ -196,7 +200,7 @@ class DreamerV3(
         if "step_id" in batch:
             self.write_back(batch["step_id"][:, 1:], self.latents(states))
 
-        # Imagination (eq. 6 to 8): dreamed without gradients, REINFORCE needs none through it.
+        # Imagination: dreamed without gradients, REINFORCE needs none through it.
         length = is_first.shape[1]
         last = min(self.imagine_last or length, length)
         starts = {k: v.detach()[:, -last:].flatten(0, 1) for k, v in states.items()}

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def symlog(x: Tensor) -> Tensor:
-    """sign(x) * ln(1 + |x|) (DreamerV3, eq. 9): compresses large values, keeps zero and sign."""
+    """sign(x) * ln(1 + |x|): compresses large values, keeps zero and sign (DreamerV3)."""
     return torch.sign(x) * torch.log1p(torch.abs(x))
 
 
@@ -42,6 +43,7 @@ class _Unimix(torch.autograd.Function):
         return probs.mul(1 - fraction).add_(fraction / logits.shape[-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (probs,) = ctx.saved_tensors
         grad = grads[0] * probs
@@ -223,7 +225,7 @@ def symexp_bins(count: int, limit: float = 20.0) -> Tensor:
 
 
 class TwoHot:
-    """A scalar as a categorical over symmetric bins (DreamerV3, eq. 10 and 11).
+    """A scalar as a categorical over symmetric bins (DreamerV3, "Symexp two-hot").
 
     The expectation and the two-hot targets are in raw space: only the placing of the bins is
     logarithmic (the 2023 code put targets and expectation in symlog space).

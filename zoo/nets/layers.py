@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # A standard normal truncated to [-2, 2] has standard deviation 0.8796; this undoes the shrinking.
 TRUNCATION_GAIN = 1.1368
@@ -89,6 +90,7 @@ class _NormSiLU(torch.autograd.Function):
         return F.silu(scaled)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         normed, scaled, scale, weight = ctx.saved_tensors
         grad = torch.ops.aten.silu_backward(grads[0], scaled)

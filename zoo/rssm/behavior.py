@@ -33,7 +33,7 @@ def imagination_losses(
     entropy: float,
     slow_regularizer: float,
 ) -> ImaginationLosses:
-    """REINFORCE with normalised returns, and the two-hot critic (DreamerV3, eq. 5 to 8).
+    """REINFORCE with normalised returns, and the two-hot critic (DreamerV3).
 
     Rollouts have H + 1 states (the first is real) and H actions.
 

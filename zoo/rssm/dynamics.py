@@ -1,7 +1,7 @@
 """The recurrent state-space model of DreamerV3: sequence model, dynamics predictor, representation.
 
 h_t = f(h_{t-1}, z_{t-1}, a_{t-1});  prior p(z_t | h_t);  posterior q(z_t | h_t, x_t)
-(DreamerV3, eq. 3). A state is {"deter": h (N, D), "stoch": z (N, S, C) one-hot}.
+(DreamerV3, world model learning). A state is {"deter": h (N, D), "stoch": z (N, S, C) one-hot}.
 
 Nothing is computed inside the time loops that can be computed outside: action and token
 projections, priors of observed sequences, random numbers and the dense forms of block weights.
@@ -168,7 +168,7 @@ def features(state: State) -> Tensor:
 
 
 def kl_losses(posterior: OneHot, prior: OneHot, free_nats: float) -> tuple[Tensor, Tensor]:
-    """The dynamics and representation losses max(free_nats, KL) per step (DreamerV3, eq. 4 and 5).
+    """The dynamics and representation losses max(free_nats, KL) per step (DreamerV3).
 
     Returns:
         KL(sg(posterior) || prior) and KL(posterior || sg(prior)), each (B, T) and clipped
