@@ -16,6 +16,7 @@ ABILITIES = {
     "Imaginer": "dreams ahead from real data",
     "Encoder": "turns observations into features",
     "LatentActions": "infers actions from video",
+    "ReplayLatents": "keeps its latent states in the replay",
 }
 
 

@@ -11,11 +11,25 @@ from zoo.commands.output import table
 HELP = "list the models and their presets"
 
 
+def markdown(names: list[str]) -> str:
+    """The table of the README: what each model is and can do."""
+    head = ["model", "paper", "learns from", "observations", "actions", "can", "presets"]
+    lines = [head, ["---"] * len(head)]
+    for name in names:
+        card = registry.card(name)
+        paper = f"[{card.title} ({card.year})]({card.url})"
+        parts = (card.data, card.observations, card.actions, card.can, registry.presets(name))
+        page = f"[`{name}`]({card.class_path.split(':')[0].rpartition('.')[0].replace('.', '/')})"
+        lines.append([page, paper, *(", ".join(part) or "-" for part in parts)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main(argv: list[str]) -> int:
     """Prints the models that match a pattern; exit code 1 when none does."""
     parser = Parser(prog="zoo list", description=HELP)
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, as 'dreamer*'")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--markdown", action="store_true", help="print the README's table")
     options = parser.parse_args(argv)
 
     names = registry.list_models(options.pattern)
@@ -25,6 +39,9 @@ def main(argv: list[str]) -> int:
             for name in names
         }
         print(json.dumps({"models": models}))
+        return 0
+    if options.markdown:
+        print(markdown(names))
         return 0
     if not names:
         print(f"no model matches '{options.pattern}'; `zoo list` shows them all")

@@ -1,0 +1,53 @@
+"""What the README says is true: its table, its Python, its commands."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo import registry
+from zoo.__main__ import commands
+from zoo.commands.list import markdown
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_table_of_models_is_the_registrys() -> None:
+    table = README.split("<!-- `zoo list --markdown` -->\n")[1].split("\n<!-- end -->")[0]
+    assert table == markdown(registry.list_models())
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert "max_steps=1000" in code
+    short = code.replace("max_steps=1000", "max_steps=3")
+    done = subprocess.run(
+        [sys.executable, "-c", short], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cartpole.ckpt").is_file()
+
+
+def test_every_zoo_command_of_the_readme_exists() -> None:
+    lines = re.findall(r"^zoo (.*?)(?: +#.*)?$", README, re.MULTILINE)
+    assert len(lines) > 8
+    for line in lines:
+        verb, *rest = shlex.split(line)
+        assert verb in commands(), line
+        for word in rest:
+            if re.fullmatch(r"dreamer-v3/\w+", word):
+                assert word.split("/")[1] in registry.presets("dreamer-v3"), line
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "lint", "type", "bench-speed"])
+def test_the_makefile_has_its_targets(target: str) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", target],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
