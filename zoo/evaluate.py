@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.errors import UserError
 from datamodules.spec import Spec
 
 if TYPE_CHECKING:
@@ -84,15 +85,30 @@ class _Episode:
         self.index = index
         self.total = 0.0
         self.length = 0
-        self.obs, _ = env.reset(seed=seed)
+        with _named(env):
+            self.obs, _ = env.reset(seed=seed)
 
     def step(self, action: np.ndarray) -> bool:
         """Acts once; True when the episode has ended."""
         chosen = action if action.ndim else action.item()
-        self.obs, reward, terminated, truncated, _ = self.env.step(chosen)
+        with _named(self.env):
+            self.obs, reward, terminated, truncated, _ = self.env.step(chosen)
         self.total += float(reward)
         self.length += 1
         return bool(terminated or truncated)
+
+
+@contextmanager
+def _named(env: gym.Env) -> Iterator[None]:
+    """An evaluation cannot leave out the episodes that fail: it would flatter the policy."""
+    try:
+        yield
+    except Exception as error:
+        name = type(env.unwrapped).__name__
+        raise UserError(
+            f"the environment {name} failed in an evaluation with {type(error).__name__}: {error}; "
+            "mend it and resume the run"
+        ) from error
 
 
 def _play(model: Any, envs: Sequence[gym.Env], seeds: Sequence[int], explore: bool) -> EvalResult:

@@ -31,7 +31,7 @@ from zoo.rssm.observations import Decoder, Encoder
 
 # Official widths; `nano` is ours, for CPUs. The number of layers is the same for all.
 SIZES: dict[str, dict[str, int]] = {
-    "nano": {"deter": 64, "hidden": 64, "stoch": 8, "classes": 16, "depth": 4, "units": 64},
+    "nano": {"deter": 64, "hidden": 64, "stoch": 32, "classes": 4, "depth": 4, "units": 64},
     "1m": {"deter": 512, "hidden": 64, "stoch": 32, "classes": 4, "depth": 4, "units": 64},
     "12m": {"deter": 2048, "hidden": 256, "stoch": 32, "classes": 16, "depth": 16, "units": 256},
     "25m": {"deter": 3072, "hidden": 384, "stoch": 32, "classes": 24, "depth": 24, "units": 384},
@@ -133,6 +133,8 @@ class DreamerV3(
             raise UserError(f"classes is {w['classes']}: the replay keeps a class in one byte, 256")
         if self.spec.images and w["depth"] * 4 % blocks:
             raise UserError(f"depth {w['depth']}: 4 * depth must be divisible by {blocks} blocks")
+        if imagine_last == 1:
+            raise UserError("imagine_last is 1: the replay value loss needs 2 steps or more (0: all)")
         unknown = set(loss_scales or {}) - set(LOSS_SCALES)
         if unknown:
             raise UserError(
