@@ -133,8 +133,6 @@ class DreamerV3(
             raise UserError(f"classes is {w['classes']}: the replay keeps a class in one byte, 256")
         if self.spec.images and w["depth"] * 4 % blocks:
             raise UserError(f"depth {w['depth']}: 4 * depth must be divisible by {blocks} blocks")
-        if imagine_last == 1:
-            raise UserError("imagine_last is 1: the replay value loss needs 2 steps or more (0: all)")
         unknown = set(loss_scales or {}) - set(LOSS_SCALES)
         if unknown:
             raise UserError(
@@ -227,15 +225,18 @@ class DreamerV3(
         )
         losses["policy"], losses["value"] = learned.policy, learned.value
 
-        # Replay value: the same critic on the real sequence, through the world model.
-        real = inputs[:, -last:]
+        # Replay value: the same critic on the real sequence, through the world model. Steps from
+        # which nothing was imagined bootstrap from the critic itself.
+        value = self.critic(inputs)
+        imagined = learned.returns[:, 0].unflatten(0, (-1, last))
+        bootstrap = torch.cat([value[:, : length - last].pred().detach(), imagined], 1)
         losses["replay_value"] = replay_value_loss(
-            self.critic(real),
-            self._slow_value(real),
-            learned.returns[:, 0].unflatten(0, (-1, last)),
-            reward[:, -last:],
-            is_terminal[:, -last:],
-            is_last[:, -last:],
+            value,
+            self._slow_value(inputs),
+            bootstrap,
+            reward,
+            is_terminal,
+            is_last,
             discount=self.discount,
             lam=self.lam,
             slow_regularizer=self.slow_regularizer,
