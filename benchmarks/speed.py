@@ -135,14 +135,14 @@ def time_sampling(steps: int, repeats: int) -> Iterator[tuple[str, str, float, i
     flags = {key: np.array(False) for key in FLAGS}
     name = f"16x64 of 64x64x3 from {steps:,} steps"
     with tempfile.TemporaryDirectory(prefix="speed-") as folder:
-        replay = ReplayBuffer(Path(folder) / "replay", fields, sequence_length=64, capacity=2**40)
+        replay = ReplayBuffer(
+            Path(folder) / "replay", fields, sequence_length=64, capacity=2**40, fresh_first=False
+        )
         for step in range(steps):
             row = {"obs/image": frames[step % 64], "action": np.array(step)}
             replay.add(step % 4, {**row, "reward": np.array(0, np.float32), **flags})
         source = rng.integers(0, 256, (16, 64, *image), dtype=np.uint8)
         target = np.empty_like(source)
-        while replay.sample(16)["action"].max() >= steps - 64 * 16:  # past the fresh sequences
-            pass
         sample_ms, copy_ms = median_ms(
             lambda: replay.sample(16), lambda: np.copyto(target, source), repeats=repeats, warmup=50
         )
@@ -179,6 +179,7 @@ def time_trainer(updates: int, rounds: int) -> Iterator[tuple[str, str, float, i
         model: Any = build(setting)
         batch = batch_of(model, setting.batch_size, setting.length)
         update = update_function(model, batch)
+        update()
         start = time.perf_counter()
         for _ in range(updates):
             update()

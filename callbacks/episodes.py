@@ -86,7 +86,10 @@ def record(
                 if result is None:
                     continue
                 if not isinstance(result, Transition):
-                    raise RuntimeError(result.message)
+                    raise UserError(
+                        f"an environment failed while a dream was recorded: {result.message}; mend "
+                        "it and resume the run"
+                    )
                 results[i] = result
                 length[i] += 1
                 terminal[i] = result.terminated

@@ -2,6 +2,17 @@
 
 `Trainer.fit(model, EnvDataModule("CartPole-v1"))` is all a user writes: before each batch it lets
 the trainer's module act until the replay ratio allows another update, then samples sequences.
+
+A time step t holds what the environment returned on arriving there, and the action chosen there:
+`reward[t]` was earned by `action[t - 1]` (0 where `is_first[t]`), `is_terminal[t]` says that the
+task ended at t, `is_last[t]` that the recording did (terminal or truncated); `action` is zeros
+there. An episode of n actions has n + 1 steps.
+
+A batch is a nested dict of tensors, batch first, on T = context + sequence_length steps:
+`obs` {key: (B, T, ...)} (images uint8, everything else float32), `action` (B, T) int64, or
+(B, T, A) float32 (box) or int64 (multi-discrete), `reward` (B, T) float32, `is_first`, `is_last`,
+`is_terminal` (B, T) bool, `step_id` (B, T) int64, and `latents` {key: (B, T, ...)} where the model
+keeps some. Sequences may cross the borders of episodes.
 """
 
 from __future__ import annotations
@@ -117,8 +128,10 @@ class EnvDataModule(pl.LightningDataModule):
         self.progress: Callable[[], None] | None = None
         self.collector: Collector | None = None
         self.replay: ReplayBuffer | None = None
+        self._pool: EnvPool | None = None
         self.served = 0
         self._agent_steps = 0
+        self._written_back: tuple[Tensor, dict[str, Tensor]] | None = None
         self._root: Path | None = None
         self._spec: Spec | None = None
         self._restored: list[dict[str, Any]] | None = None
@@ -167,6 +180,7 @@ class EnvDataModule(pl.LightningDataModule):
         """
         if self.collector is None or self.replay is None:
             return {"ranks": self._restored} if self._restored else {}
+        self._take_over_latents()
         mine = {
             "served": self.served,
             "directory": str(self._root),
@@ -197,8 +211,11 @@ class EnvDataModule(pl.LightningDataModule):
         if self.collector is None:
             self._start()
         assert self.collector is not None and self.replay is not None
+        self._take_over_latents()
         while self.served >= self._updates_due():
             self.collector.advance(self._actor())
+            if self._world_size == 1:
+                self._agent_steps = self.collector.agent_steps
             if self.progress is not None:
                 self.progress()
         self.served += 1
@@ -206,10 +223,19 @@ class EnvDataModule(pl.LightningDataModule):
         return _nest(self.replay.sample(self.batch_size))
 
     def write_back(self, step_id: Tensor, latents: dict[str, Tensor]) -> None:
-        """Replaces the stored latents (B, T, ...) of steps (B, T)."""
-        assert self.replay is not None
-        arrays = {key: value.cpu().numpy() for key, value in latents.items()}
-        self.replay.write_back(step_id.cpu().numpy(), arrays)
+        """Replaces the stored latents (B, T, ...) of steps (B, T).
+
+        They are taken over when the replay is next looked at, so that an update on a GPU is not
+        held up in its middle.
+        """
+        self._written_back = (step_id, latents)
+
+    def _take_over_latents(self) -> None:
+        if self._written_back is not None and self.replay is not None:
+            step_id, latents = self._written_back
+            arrays = {key: value.cpu().numpy() for key, value in latents.items()}
+            self.replay.write_back(step_id.cpu().numpy(), arrays)
+        self._written_back = None
 
     def metrics(self) -> dict[str, float]:
         """How the agent fares in training: returns of the last episodes, counts, failures."""
@@ -260,6 +286,8 @@ class EnvDataModule(pl.LightningDataModule):
                 f"{path} holds the replay of an earlier run: resume that run, or give another "
                 "directory"
             )
+        pool = EnvPool([self.make_env] * self.num_envs, workers=self.workers)
+        self._pool = pool
         context = getattr(self._module, "replay_context", 0)
         latents: dict[str, Any] = getattr(self._module, "latent_fields", dict)()
         self.replay = ReplayBuffer(
@@ -271,7 +299,6 @@ class EnvDataModule(pl.LightningDataModule):
             seed=seeds[1],
             fresh_first=self.fresh_first,
         )
-        pool = EnvPool([self.make_env] * self.num_envs, workers=self.workers)
         device = self._module.device
         self.collector = Collector(pool, self.spec, self.replay, self.seed, self._rank, device)
         if self._restored is None:
@@ -283,13 +310,15 @@ class EnvDataModule(pl.LightningDataModule):
         self.replay.load_state_dict(mine["replay"])
         self.collector.load_state_dict(mine["collector"])
         _set_rng_state(mine["rng"])
+        self._agent_steps = sum(rank["collector"]["agent_steps"] for rank in self._restored)
         self._restored = None
 
     def _close(self) -> None:
-        if self.collector is not None and self.replay is not None:
-            self.collector.pool.close()
+        if self._pool is not None:
+            self._pool.close()
+        if self.replay is not None:
             self.replay.close()
-        self.collector = self.replay = None
+        self.collector = self.replay = self._pool = None
 
     def _fields(self) -> dict[str, Field]:
         fields = {f"obs/{key}": Field(a.shape, a.dtype) for key, a in self.spec.obs.items()}
@@ -313,8 +342,21 @@ class EnvDataModule(pl.LightningDataModule):
             root = Path(self._scratch.name)
         if self._restored is not None and not EpisodeStore.exists(root / f"rank{self._rank}"):
             root = Path(self._restored[self._rank]["directory"])
+            self._must_not_rewind(root / f"rank{self._rank}")
         self._root = root
         return root / f"rank{self._rank}"
+
+    def _must_not_rewind(self, path: Path) -> None:
+        """Another run's replay may be continued, but not cut back."""
+        assert self._restored is not None
+        with EpisodeStore.open(path) as store:
+            there = store.position()
+        if there != self._restored[self._rank]["replay"]["store"]:
+            raise UserError(
+                f"the replay in {path} has gone on since the checkpoint: resume with "
+                f"directory='{path.parent}' to go back there and lose what came later, or copy "
+                "that folder and name the copy"
+            )
 
     @property
     def _rank(self) -> int:

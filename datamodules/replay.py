@@ -22,7 +22,7 @@ from datamodules.store import EpisodeStore, Field
 
 STREAM_SHIFT: Final = 40
 # Positions whose chunk files stay on disk: of the checkpoint being written, of the one before it,
-# and one more, for `best` and `last` checkpoints are written in turns.
+# and one more. Older checkpoints can still be loaded for their weights.
 KEPT_POSITIONS: Final = 3
 # A chunk is the unit of eviction: so many fit into the capacity at least.
 _CHUNKS_IN_CAPACITY: Final = 8

@@ -165,7 +165,7 @@ class ZooModel(
         return (batches + 1) % trainer.log_every_n_steps == 0
 
     def total_loss(self, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-        """Weighted sum of named losses, each logged as train/<name>_loss.
+        """Weighted sum of named losses, each logged as train/<name>.
 
         Raises:
             ValueError: a loss without a weight or a weight without a loss.
@@ -177,8 +177,7 @@ class ZooModel(
         self.last_losses = {name: loss.detach() for name, loss in losses.items()}
         total = sum((losses[name] * weights[name] for name in losses), torch.zeros(()))
         if self.logs_now:
-            self.log_metrics({f"{k}_loss": v for k, v in self.last_losses.items()})
-            self.log_metrics({"loss": total.detach()})
+            self.log_metrics({**self.last_losses, "loss": total.detach()})
         return total
 
     def log_metrics(self, metrics: Mapping[str, Tensor | float]) -> None:

@@ -26,7 +26,7 @@ model:
 data:
   class_path: datamodules.env_datamodule.EnvDataModule
   init_args: {{env: {env}, num_envs: 2, batch_size: 4, sequence_length: 8, replay_ratio: 16,
-              prefill: 40, capacity: 400, time_limit: 60}}
+              prefill: 40, capacity: 400, time_limit: 60, updates_per_epoch: 90}}
 trainer:
   log_every_n_steps: 7
   callbacks:

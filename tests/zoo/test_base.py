@@ -84,7 +84,7 @@ def test_accumulated_gradients_are_one_update() -> None:
 def test_losses_are_logged_as_often_as_the_trainer_logs() -> None:
     model = Line(SPEC)
     trainer = fit(model, 3, log_every_n_steps=3)
-    names = {"train/small_loss", "train/large_loss", "train/loss"}
+    names = {"train/small", "train/large", "train/loss"}
     assert names <= trainer.logged_metrics.keys()
     w = 2 * 0.88**2  # at the third step, before its update
     assert trainer.logged_metrics["train/loss"].item() == pytest.approx(6 * w * w, rel=1e-5)

@@ -109,6 +109,11 @@ def _plan(options: argparse.Namespace) -> Plan:
         directory = named if named.is_dir() else configs.run_directory(config, seed)
     last = directory / "checkpoints" / "last.ckpt"
     resume = last if last.is_file() else None
+    if resume is None and (directory / "checkpoints" / "best.ckpt").is_file():
+        raise UserError(
+            f"'{directory}' holds a best.ckpt but no last.ckpt to go on from: move it away, or add "
+            "--run DIRECTORY"
+        )
     if resume is not None:
         if not options.resume:
             raise UserError(
@@ -157,7 +162,9 @@ def _apply(config: configs.Config, options: argparse.Namespace, directory: Path,
 
 def _finished(plan: Plan) -> str:
     """How far the run came if it has used its budget up, else nothing."""
-    counters = read_checkpoint(plan.resume).get("zoo", {}) if plan.resume else {}
+    if plan.resume is None or not (plan.directory / "done.json").is_file():
+        return ""
+    counters = read_checkpoint(plan.resume).get("zoo", {})
     for name, wanted in configs.budget(plan.config).items():
         if wanted is not None and counters.get(name, 0) >= wanted:
             return f"{counters[name]} {name.replace('_', ' ')}"
@@ -173,6 +180,8 @@ def _train(plan: Plan, lightning_options: list[str]) -> int:
     _quiet()
     cli = build(plan.config, lightning_options)
     torch.set_num_threads(cli.config.zoo.threads)
+    # Deterministic kernels, yes; but filling all new memory first would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     weights = cli.config.zoo.weights
     if weights is not None and plan.resume is None:
         load_weights(cli.model, weights)

@@ -128,7 +128,17 @@ class DreamerV3(
             raise UserError(f"DreamerV3 has no size '{size}': choose one of {', '.join(SIZES)}")
         given = {"deter": deter, "hidden": hidden, "stoch": stoch, "classes": classes}
         given |= {"depth": depth, "units": units}
-        w = {key: value or SIZES[size][key] for key, value in given.items()}
+        w = {k: SIZES[size][k] if v is None else v for k, v in given.items()}
+        positive = {**w, "blocks": blocks, "horizon": horizon, "imagine_length": imagine_length}
+        for key, value in positive.items():
+            if value <= 0:
+                raise UserError(f"DreamerV3 needs {key} > 0, got {value}")
+        if lr < 0:
+            raise UserError(f"DreamerV3 needs lr >= 0, got {lr}")
+        if w["deter"] % blocks:
+            raise UserError(f"deter is {w['deter']}: it must be divisible by blocks, {blocks}")
+        if bins < 3 or bins % 2 == 0:
+            raise UserError(f"bins is {bins}: it must be odd, for zero is in the middle")
         if w["classes"] > 256:
             raise UserError(f"classes is {w['classes']}: the replay keeps a class in one byte, 256")
         if self.spec.images and w["depth"] * 4 % blocks:
