@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from datamodules import ActionSpec, ArraySpec, Spec
+from datamodules.errors import UserError
 from zoo.evaluate import evaluate
 
 SPEC = Spec({"vector": ArraySpec((1,), "float32")}, ActionSpec("discrete", nvec=(1000,)))
@@ -98,7 +99,7 @@ def test_environments_are_closed_when_one_fails() -> None:
         def step(self, action):
             raise RuntimeError("the motor burns")
 
-    with pytest.raises(RuntimeError, match="the motor burns"):
+    with pytest.raises(UserError, match="Broken failed in an evaluation .* the motor burns"):
         evaluate(Counter(), Broken, episodes=2, seed=0)
     assert Counting.open == 0
 
