@@ -99,7 +99,7 @@ def test_environments_are_closed_when_one_fails() -> None:
         def step(self, action):
             raise RuntimeError("the motor burns")
 
-    with pytest.raises(UserError, match="Broken failed in an evaluation .* the motor burns"):
+    with pytest.raises(UserError, match=r"Broken failed in an evaluation .* the motor burns"):
         evaluate(Counter(), Broken, episodes=2, seed=0)
     assert Counting.open == 0
 
