@@ -188,11 +188,7 @@ class EnvDataModule(pl.LightningDataModule):
             "replay": self.replay.state_dict(),
             "rng": _rng_state(),
         }
-        if self._world_size == 1:
-            return {"ranks": [mine]}
-        ranks: list[Any] = [None] * self._world_size
-        torch.distributed.all_gather_object(ranks, mine)
-        return {"ranks": ranks}
+        return {"ranks": self._of_all_ranks(mine)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keeps this rank's part until the first batch is asked for."""
@@ -238,15 +234,23 @@ class EnvDataModule(pl.LightningDataModule):
         self._written_back = None
 
     def metrics(self) -> dict[str, float]:
-        """How the agent fares in training: returns of the last episodes, counts, failures."""
+        """How the agents of all ranks fare in training; every rank calls it.
+
+        Returns:
+            `env/episodes` and `env/failures` counted so far, `env/return` and `env/length` as means
+            of the last ten episodes of each rank.
+        """
         if self.collector is None:
             return {}
-        last = list(self.collector.finished)[-10:]
-        values = {"env/episodes": float(self.collector.episodes)}
-        values["env/failures"] = float(self.collector.failures)
-        if last:
-            values["env/return"] = float(np.mean([e.return_ for e in last]))
-            values["env/length"] = float(np.mean([e.length for e in last]))
+        counts = [self.collector.episodes, self.collector.failures]
+        last = [[e.return_, e.length] for e in self.collector.finished][-10:]
+        ranks = self._of_all_ranks((counts, last))
+        totals = np.sum([counts for counts, _ in ranks], 0)
+        values = {"env/episodes": float(totals[0]), "env/failures": float(totals[1])}
+        episodes = [episode for _, last in ranks for episode in last]
+        if episodes:
+            means = np.mean(episodes, 0)
+            values |= {"env/return": float(means[0]), "env/length": float(means[1])}
         return values
 
     def _updates_due(self) -> int:
@@ -261,6 +265,14 @@ class EnvDataModule(pl.LightningDataModule):
             return 0
         replayed = self.batch_size * self.sequence_length
         return self.pretrain + int((steps - self.prefill) * self.replay_ratio / replayed)
+
+    def _of_all_ranks(self, mine: Any) -> list[Any]:
+        """The same thing of every rank, in order; every rank calls it."""
+        if self._world_size == 1:
+            return [mine]
+        ranks: list[Any] = [None] * self._world_size
+        torch.distributed.all_gather_object(ranks, mine)
+        return ranks
 
     def _sum_over_ranks(self, count: int) -> int:
         """Ranks whose episodes end at different times take different numbers of steps."""
