@@ -260,7 +260,7 @@ class Collector:
         for key in _COUNTERS:
             setattr(self, key, state[key])
         self.finished = deque((FinishedEpisode(*e) for e in state["finished"]), maxlen=100)
-        self.state = {k: v.to(self.device) for k, v in state["state"].items()}
+        self.state = {k: v.to(self.device) for k, v in state["state"].items()} or None
         for index, saved in enumerate(state["slots"]):
             slot = self.slots[index]
             for key in _PLAIN:

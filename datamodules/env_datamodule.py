@@ -66,7 +66,7 @@ class EnvDataModule(pl.LightningDataModule):
         seed: all environments, samplers and noise derive from it.
         policy: "model" lets the trainer's module act; "random" collects `episodes` random episodes
             first and never acts afterwards.
-        episodes: number of random episodes.
+        episodes: least number of random episodes; those that end in the same round all count.
         updates_per_epoch: length of a Lightning epoch, which means nothing else here.
     """
 
@@ -100,8 +100,12 @@ class EnvDataModule(pl.LightningDataModule):
         }
         positive |= {"sequence_length": sequence_length, "replay_ratio": replay_ratio}
         positive |= {"action_repeat": action_repeat, "updates_per_epoch": updates_per_epoch}
+        if prefill < 0 or pretrain < 0:
+            raise UserError(
+                f"EnvDataModule: prefill {prefill} and pretrain {pretrain} must be >= 0"
+            )
         for name, value in positive.items():
-            if value <= 0:
+            if not value > 0:
                 raise UserError(f"EnvDataModule needs {name} > 0, got {value}")
         if sequence_length < 2:
             raise UserError(f"EnvDataModule needs sequence_length >= 2, got {sequence_length}")
@@ -113,7 +117,6 @@ class EnvDataModule(pl.LightningDataModule):
         self.batch_size, self.sequence_length = batch_size, sequence_length
         self.replay_ratio, self.prefill, self.pretrain = replay_ratio, prefill, pretrain
         self.capacity, self.fresh_first = capacity, fresh_first
-        self._frames = action_repeat
         self.directory, self.seed = directory, seed
         self.policy, self.random_episodes = policy, episodes
         self.updates_per_epoch = updates_per_epoch
@@ -133,19 +136,14 @@ class EnvDataModule(pl.LightningDataModule):
         self._agent_steps = 0
         self._written_back: tuple[Tensor, dict[str, Tensor]] | None = None
         self._root: Path | None = None
-        self._spec: Spec | None = None
+        self._known: tuple[Spec, int] | None = None
         self._restored: list[dict[str, Any]] | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def spec(self) -> Spec:
         """Observations and actions of the environment."""
-        if self._spec is None:
-            env = self.make_env()
-            self._spec = Spec.from_spaces(env.observation_space, env.action_space)
-            self._frames = frames_per_step(env)
-            env.close()
-        return self._spec
+        return self._facts()[0]
 
     @property
     def env_steps(self) -> int:
@@ -154,7 +152,7 @@ class EnvDataModule(pl.LightningDataModule):
             steps = sum(rank["collector"]["agent_steps"] for rank in self._restored)
         else:
             steps = self._agent_steps
-        return steps * self._frames
+        return steps * self._facts()[1]
 
     # Lightning's hooks
 
@@ -357,6 +355,15 @@ class EnvDataModule(pl.LightningDataModule):
             self._must_not_rewind(root / f"rank{self._rank}")
         self._root = root
         return root / f"rank{self._rank}"
+
+    def _facts(self) -> tuple[Spec, int]:
+        """Spec, and frames per step of the agent; an environment is built once to find out."""
+        if self._known is None:
+            env = self.make_env()
+            spec = Spec.from_spaces(env.observation_space, env.action_space)
+            self._known = spec, frames_per_step(env)
+            env.close()
+        return self._known
 
     def _must_not_rewind(self, path: Path) -> None:
         """Another run's replay may be continued, but not cut back."""
