@@ -20,6 +20,10 @@ def test_the_table_of_models_is_the_registrys() -> None:
     assert table == markdown(registry.list_models())
 
 
+def test_no_placeholders_are_left() -> None:
+    assert not re.search(r"@[A-Z]+@", README)
+
+
 def test_the_python_example_runs(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert "max_steps=1000" in code
