@@ -26,7 +26,7 @@ demo: install ## train and compare on CartPole-v1: a few minutes on 2 cores
 	$(RUN)/zoo bench quickstart --jobs 2
 
 test: install ## run the fast tests
-	$(RUN)/python -m pytest -q -n 2
+	$(RUN)/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: install ## run the learning tests and other long checks
 	$(RUN)/python -m pytest -q -m slow --timeout 3600
