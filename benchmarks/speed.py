@@ -143,8 +143,12 @@ def time_sampling(steps: int, repeats: int) -> Iterator[tuple[str, str, float, i
             replay.add(step % 4, {**row, "reward": np.array(0, np.float32), **flags})
         source = rng.integers(0, 256, (16, 64, *image), dtype=np.uint8)
         target = np.empty_like(source)
+        # Warm: by then nearly every page of the replay has been mapped once.
         sample_ms, copy_ms = median_ms(
-            lambda: replay.sample(16), lambda: np.copyto(target, source), repeats=repeats, warmup=50
+            lambda: replay.sample(16),
+            lambda: np.copyto(target, source),
+            repeats=repeats,
+            warmup=steps // 300,
         )
         replay.close()
     yield name, "sample_ms", sample_ms, repeats
