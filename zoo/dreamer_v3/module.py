@@ -177,7 +177,7 @@ class DreamerV3(
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer()
         # Our addition: with few updates at a high learning rate the greedy policy wobbles from one
-        # update to the next; averaged weights do not.
+        # update to the next; averaged weights do so less. Slower swings of the policy remain.
         self.average_rate = average_rate
         agent = nn.ModuleDict({"encoder": self.encoder, "rssm": self.rssm, "actor": self.actor})
         self.averaged = copy.deepcopy(agent).requires_grad_(False) if average_rate else None
