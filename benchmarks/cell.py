@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -68,6 +68,8 @@ class Cell:
         eval_every: env steps between evaluations in a baseline's training; a zoo model's preset
             says its own.
         eval_episodes: episodes of each of those evaluations.
+        base: the preset that `options` change, where `preset` is the name of a variant.
+        options: options of `zoo fit` that win over the preset.
     """
 
     model: str
@@ -79,6 +81,8 @@ class Cell:
     episodes: int = 100
     eval_every: int = 500
     eval_episodes: int = 10
+    base: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -171,10 +175,11 @@ class ZooRunner:
         from zoo import configs
         from zoo.commands import fit
 
-        config = configs.compose(f"{cell.model}/{cell.preset}")
+        config = configs.compose(f"{cell.model}/{cell.base or cell.preset}")
         env = config["data"]["init_args"]["env"]
         if env != cell.task:
-            raise UserError(f"preset {cell.model}/{cell.preset} is for {env}, not for {cell.task}")
+            preset = f"{cell.model}/{cell.base or cell.preset}"
+            raise UserError(f"preset {preset} is for {env}, not for {cell.task}")
         command = [*fit_command(cell, run), "--resume"]
         code = fit.main(command)
         if code > 128:  # a signal: the run is saved, and the cell can be called again
@@ -205,7 +210,9 @@ class ZooRunner:
 
 def fit_command(cell: Cell, run: Path) -> list[str]:
     """Arguments of `zoo fit` that train this cell's model."""
-    command = [f"{cell.model}/{cell.preset}", "--run", str(run), "--seed", str(cell.seed)]
+    preset = f"{cell.model}/{cell.base or cell.preset}"
+    command = [preset, "--run", str(run), "--seed", str(cell.seed)]
+    command += [f"--{key}={json.dumps(value)}" for key, value in cell.options.items()]
     return command if cell.env_steps is None else [*command, "--env-steps", str(cell.env_steps)]
 
 

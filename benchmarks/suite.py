@@ -45,6 +45,8 @@ class Entry:
     Attributes:
         env_steps: budget; None means the preset's own.
         eval_every: overrides the suite's, in env steps.
+        options: options of `zoo fit` that win over the preset, such as `{model.lam: 0.0}`.
+        variant: what the results call the preset with these options; needed if there are any.
     """
 
     model: str
@@ -52,6 +54,8 @@ class Entry:
     task: str
     env_steps: int | None = None
     eval_every: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ class Suite:
         return [
             Cell(
                 model=entry.model,
-                preset=entry.preset,
+                preset=entry.variant or entry.preset,
+                base=entry.preset if entry.variant else "",
+                options=dict(entry.options),
                 task=entry.task,
                 seed=seed,
                 suite=self.name,
@@ -160,10 +166,14 @@ def parse_suite(content: Mapping[str, Any]) -> Suite:
         raise UserError(f"{where} has kind {suite.kind!r}; kinds are {', '.join(KINDS)}")
     if suite.kind == "scores" and not entries:
         raise UserError(f"{where} has no entries, so there is nothing to run")
-    places = [(entry.model, entry.preset) for entry in entries]
+    for entry in entries:
+        if entry.options and not entry.variant:
+            raise UserError(f"{where}: {entry.model}/{entry.preset} has options but no variant")
+    places = [(entry.model, entry.variant or entry.preset) for entry in entries]
     for place in places:
         if places.count(place) > 1:
-            raise UserError(f"{where} lists {'/'.join(place)} twice; give each its own preset")
+            name = "/".join(place)
+            raise UserError(f"{where} lists {name} twice; give each its own preset or variant")
     return suite
 
 

@@ -33,8 +33,45 @@ class Recording:
     def after(self, key: str, row: Tensor, step: Tensor, horizon: int) -> Tensor:
         """Values (N, horizon, ...) at the steps that follow `step` (N,) in episode `row` (N,)."""
         values = self.batch["obs"][key] if key in self.batch["obs"] else self.batch[key]
+        return following(values, row, step, horizon)
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, T) bool, the steps that are not padding."""
+        time = torch.arange(self.batch["reward"].shape[1], device=self.length.device)
+        return time < self.length[:, None]
+
+    def select(self, rows: slice) -> Recording:
+        """Some of the episodes."""
+        batch = {key: value[rows] for key, value in self.batch.items() if key != "obs"}
+        batch["obs"] = {key: value[rows] for key, value in self.batch["obs"].items()}
+        return Recording(batch, self.length[rows], self.terminal[rows])
+
+    def starts(self, context: int, count: int, follow: int = 1) -> tuple[Tensor, Tensor]:
+        """Up to `count` places (episode, step), evenly spread, with `context` steps up to there.
+
+        At least `follow` recorded steps come after each, or at least one and then the task's end.
+        """
+        time = torch.arange(int(self.length.max()), device=self.length.device)
+        left = self.length[:, None] - 1 - time
+        enough = torch.where(self.terminal, 1, follow)[:, None]
+        row, step = torch.nonzero((time >= context - 1) & (left >= enough), as_tuple=True)
+        picked = torch.linspace(0, len(row) - 1, min(count, len(row)), device=row.device).long()
+        return row[picked], step[picked]
+
+    def recorded(self, row: Tensor, step: Tensor, horizon: int) -> Tensor:
+        """(N, horizon) bool, which of the steps that follow `step` are not padding."""
         later = step[:, None] + torch.arange(1, horizon + 1, device=step.device)
-        return values[row[:, None], later.clamp(max=values.shape[1] - 1)]
+        return later < self.length[row][:, None]
+
+
+def following(values: Tensor, row: Tensor, step: Tensor, horizon: int) -> Tensor:
+    """Values (N, horizon, ...) of (B, T, ...) at the steps that follow `step` (N,) in `row` (N,).
+
+    Beyond the last step, it is repeated.
+    """
+    later = step[:, None] + torch.arange(1, horizon + 1, device=step.device)
+    return values[row[:, None], later.clamp(max=values.shape[1] - 1)]
 
 
 def require_dreamer(model: object, callback: str) -> None:

@@ -1,6 +1,9 @@
-"""Frames that show a dream beside reality: pictures as they are, vectors as curves."""
+"""Pictures of dreams: frames beside reality (vectors as curves), and charts of errors."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -23,6 +26,24 @@ PALETTE = (
     (158, 157, 36),
     (120, 120, 120),
 )
+PANEL_SIZE = (240, 340)
+INK, GRID = (60, 60, 60), (225, 225, 225)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart of curves over the horizon.
+
+    Attributes:
+        title: written above it.
+        lines: {label: (H,) values at 1, ..., H}.
+        top: larger values are drawn at the upper edge, so that one that explodes does not hide the
+            rest.
+    """
+
+    title: str
+    lines: Mapping[str, np.ndarray]
+    top: float
 
 
 def dream_frames(
@@ -52,6 +73,42 @@ def dream_frames(
     ]
     grid = np.concatenate(framed, 2)  # (B, T, 3 * h, w, 3)
     return np.ascontiguousarray(np.concatenate(list(grid), 2))
+
+
+def line_panels(panels: Sequence[Panel]) -> np.ndarray:
+    """Draws charts side by side, uint8 (height, width, 3); their vertical axes begin at zero."""
+    return np.concatenate([_line_panel(panel) for panel in panels], 1)
+
+
+def _line_panel(panel: Panel) -> np.ndarray:
+    height, width = PANEL_SIZE
+    left, right, upper, lower = 48, width - 14, 40, height - 28
+    values = [v for line in panel.lines.values() for v in line if np.isfinite(v)]
+    top = min(max([0.0, *values]), panel.top) or 1.0
+    steps = max((len(line) for line in panel.lines.values()), default=1)
+
+    image = Image.new("RGB", (width, height), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    draw.text((left, 6), panel.title, fill=INK)
+    draw.text((right - 90, height - 14), "steps ahead", fill=INK)
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        level = lower + tick * (upper - lower)
+        draw.line([(left, level), (right, level)], fill=GRID)
+        draw.text((4, level - 6), f"{tick * top:.2g}", fill=INK)
+    for k in sorted({1, (1 + steps) // 2, steps}):
+        draw.text((left + k / steps * (right - left) - 4, lower + 3), str(k), fill=INK)
+    legend = left
+    for i, (label, line) in enumerate(panel.lines.items()):
+        colour = PALETTE[i % len(PALETTE)]
+        share = np.nan_to_num(line / top, nan=1.0, posinf=1.0).clip(0, 1)
+        x = left + np.arange(1, len(line) + 1) / steps * (right - left)
+        y = lower + share * (upper - lower)
+        draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=colour, width=2)
+        draw.ellipse([x[-1] - 2, y[-1] - 2, x[-1] + 2, y[-1] + 2], fill=colour)
+        draw.rectangle([legend, 26, legend + 10, 28], fill=colour)
+        draw.text((legend + 14, 21), label, fill=INK)
+        legend += 34 + int(draw.textlength(label))
+    return np.asarray(image)
 
 
 def _images(images: np.ndarray, length: np.ndarray) -> np.ndarray:

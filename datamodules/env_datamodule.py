@@ -12,7 +12,8 @@ A batch is a nested dict of tensors, batch first, on T = context + sequence_leng
 `obs` {key: (B, T, ...)} (images uint8, everything else float32), `action` (B, T) int64, or
 (B, T, A) float32 (box) or int64 (multi-discrete), `reward` (B, T) float32, `is_first`, `is_last`,
 `is_terminal` (B, T) bool, `step_id` (B, T) int64, and `latents` {key: (B, T, ...)} where the model
-keeps some. Sequences may cross the borders of episodes.
+keeps some. Sequences may cross the borders of episodes; put together of pieces of episodes
+(`sampling="pieces"`), `is_first` is also set where a piece begins, and `step_id` jumps there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from datamodules.envs.factory import make_env
 from datamodules.envs.wrappers import frames_per_step
 from datamodules.errors import UserError
 from datamodules.replay import ReplayBuffer
+from datamodules.samplers import PieceSampler, Sampler, WindowSampler
 from datamodules.spec import Spec
 from datamodules.store import EpisodeStore, Field
 from datamodules.workers import EnvPool
@@ -56,7 +58,12 @@ class EnvDataModule(pl.LightningDataModule):
         prefill: steps of the agent before the first update.
         pretrain: updates at the first opportunity.
         capacity: steps kept in the replay.
-        fresh_first: serve each newly collected sequence once before the uniform draws.
+        fresh_first: serve each newly collected sequence once before the uniform draws; of windows.
+        sampling: "windows" draws sequences of consecutive steps (`WindowSampler`), "pieces" goes on
+            along pieces of episodes from batch to batch (`PieceSampler`); by default whatever the
+            model names as its `replay_sampling`, else windows.
+        piece_length: longest piece in steps; by default `sequence_length`.
+        prioritize_ends: make the ends of episodes as likely as their middles; of pieces.
         action_repeat: frames per action.
         size: side in pixels to which images are resized.
         time_limit: steps of the agent after which episodes are truncated.
@@ -82,6 +89,9 @@ class EnvDataModule(pl.LightningDataModule):
         pretrain: int = 1,
         capacity: int = 1_000_000,
         fresh_first: bool = True,
+        sampling: Literal["windows", "pieces"] | None = None,
+        piece_length: int | None = None,
+        prioritize_ends: bool = True,
         action_repeat: int = 1,
         size: int | None = None,
         time_limit: int | None = None,
@@ -109,6 +119,12 @@ class EnvDataModule(pl.LightningDataModule):
                 raise UserError(f"EnvDataModule needs {name} > 0, got {value}")
         if sequence_length < 2:
             raise UserError(f"EnvDataModule needs sequence_length >= 2, got {sequence_length}")
+        if sampling not in (None, "windows", "pieces"):
+            raise UserError(
+                f"EnvDataModule has no sampling '{sampling}': choose 'windows' or 'pieces'"
+            )
+        if piece_length is not None and piece_length < 1:
+            raise UserError(f"EnvDataModule needs piece_length >= 1, got {piece_length}")
         if policy not in ("model", "random"):
             raise UserError(f"EnvDataModule has no policy '{policy}': choose 'model' or 'random'")
         if policy == "random" and episodes <= 0:
@@ -117,6 +133,8 @@ class EnvDataModule(pl.LightningDataModule):
         self.batch_size, self.sequence_length = batch_size, sequence_length
         self.replay_ratio, self.prefill, self.pretrain = replay_ratio, prefill, pretrain
         self.capacity, self.fresh_first = capacity, fresh_first
+        self.sampling = sampling
+        self.piece_length, self.prioritize_ends = piece_length, prioritize_ends
         self.directory, self.seed = directory, seed
         self.policy, self.random_episodes = policy, episodes
         self.updates_per_epoch = updates_per_epoch
@@ -307,7 +325,7 @@ class EnvDataModule(pl.LightningDataModule):
             capacity=self.capacity,
             sequence_length=self.sequence_length + context,
             seed=seeds[1],
-            fresh_first=self.fresh_first,
+            sampler=self._sampler(context),
         )
         device = self._module.device
         self.collector = Collector(pool, self.spec, self.replay, self.seed, self._rank, device)
@@ -329,6 +347,18 @@ class EnvDataModule(pl.LightningDataModule):
         if self.replay is not None:
             self.replay.close()
         self.collector = self.replay = self._pool = None
+
+    def _sampler(self, context: int) -> Callable[..., Sampler]:
+        """What makes the sampler that is asked for, or that the model asks for."""
+        sampling = self.sampling or getattr(self._module, "replay_sampling", "windows")
+        if sampling == "windows":
+            return partial(WindowSampler, fresh_first=self.fresh_first)
+        return partial(
+            PieceSampler,
+            context=context,
+            piece_length=self.piece_length,
+            prioritize_ends=self.prioritize_ends,
+        )
 
     def _fields(self) -> dict[str, Field]:
         fields = {f"obs/{key}": Field(a.shape, a.dtype) for key, a in self.spec.obs.items()}

@@ -1,9 +1,9 @@
-"""Replay: a store with a capacity, a sampler of windows, and latents that are written back.
+"""Replay: a store with a capacity, a sampler of sequences, and latents that are written back.
 
-A window is `sequence_length` consecutive rows of one stream; it may cross episodes and chunks.
-Every row has a step id, `stream << 40 | row`, by which its latents are found again. The latents
-live in memory and in the checkpoint, for the model changes them all the time; the steps live in
-the store, and a checkpoint only names its position there.
+A sequence is `sequence_length` rows, chosen by a sampler (see `datamodules.samplers`). Every row
+has a step id, `stream << 40 | row`, by which its latents are found again. The latents live in
+memory and in the checkpoint, for the model changes them all the time; the steps live in the store,
+and a checkpoint only names its position there.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import torch
 
 from datamodules.errors import UserError
+from datamodules.samplers import Sampler, WindowSampler
 from datamodules.store import EpisodeStore, Field
 
 STREAM_SHIFT: Final = 40
@@ -29,21 +32,18 @@ _CHUNKS_IN_CAPACITY: Final = 8
 
 
 class ReplayBuffer:
-    """The last `capacity` steps of several streams, and batches of windows drawn from them.
-
-    Windows are drawn uniformly, with replacement, from all windows held. With `fresh_first`, each
-    stream is also cut into windows one after the other as it grows, and each of these is served
-    once, before anything is drawn (the online queue of Dreamer V3).
+    """The last `capacity` steps of several streams, and batches of sequences drawn from them.
 
     Args:
         path: folder of the store; an existing store is continued.
         fields: arrays of one step by name.
         latent_fields: arrays that a model keeps with each step; zeros until given.
         capacity: steps held at most; whole chunks leave, oldest first.
-        sequence_length: rows of a window, context rows included.
+        sequence_length: rows of a sequence, context rows included.
         seed: of the sampler.
-        fresh_first: serve new windows once before drawing.
+        fresh_first: of the default sampler, `WindowSampler`.
         chunk_steps: steps per chunk file at most; an eighth of the capacity if that is less.
+        sampler: makes another sampler of the store, the sequence length and a random generator.
 
     Raises:
         UserError: a bad argument, or the existing store has other fields.
@@ -59,6 +59,7 @@ class ReplayBuffer:
         seed: np.random.SeedSequence | int = 0,
         fresh_first: bool = True,
         chunk_steps: int = 1024,
+        sampler: Callable[[EpisodeStore, int, np.random.Generator], Sampler] | None = None,
     ) -> None:
         if sequence_length < 1:
             raise UserError(f"sequence_length is {sequence_length}: it must be at least 1")
@@ -69,7 +70,6 @@ class ReplayBuffer:
             )
         self.capacity = capacity
         self.sequence_length = sequence_length
-        self.fresh_first = fresh_first
         self.num_sampled = 0
         if EpisodeStore.exists(path):
             self.store = EpisodeStore.open(path, writable=True)
@@ -88,8 +88,8 @@ class ReplayBuffer:
             self.store = EpisodeStore.create(path, fields, chunk_steps)
         self._latents = _Latents(latent_fields or {}, self.store.chunk_steps)
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._fresh: deque[tuple[int, int]] = deque()
-        self._fresh_start = {s: self.store.bounds(s)[1] for s in self.store.stream_ids}
+        make_sampler = sampler or partial(WindowSampler, fresh_first=fresh_first)
+        self._sampler = make_sampler(self.store, sequence_length, self._rng)
         self._kept: deque[dict[str, int]] = deque(maxlen=KEPT_POSITIONS)
 
     @property
@@ -104,9 +104,8 @@ class ReplayBuffer:
 
     @property
     def can_sample(self) -> bool:
-        """Whether there is at least one window."""
-        bounds = map(self.store.bounds, self.store.stream_ids)
-        return any(end - first >= self.sequence_length for first, end in bounds)
+        """Whether the sampler finds enough steps."""
+        return self._sampler.can_sample
 
     def close(self) -> None:
         """Commits the steps and lets go of the folder."""
@@ -133,67 +132,79 @@ class ReplayBuffer:
             self._latents.write(
                 stream, end - 1, {k: np.asarray(v)[None] for k, v in latents.items()}
             )
-        start = self._fresh_start.setdefault(stream, 0)
-        if end - start >= self.sequence_length:
-            self._fresh_start[stream] = end
-            if self.fresh_first:
-                self._fresh.append((stream, start))
+        self._sampler.added(stream, step)
         if self.store.num_steps > self.capacity:
             self._evict()
 
     def sample(self, batch_size: int) -> dict[str, np.ndarray]:
-        """Draws a batch of windows.
+        """Draws a batch of sequences.
 
         Args:
-            batch_size: number of windows B.
+            batch_size: number of sequences B.
 
         Returns:
             New arrays (B, T, ...): the fields, `step_id` (int64) and `latents/<key>`.
 
         Raises:
-            UserError: no window is held yet.
+            UserError: too few steps are held yet.
         """
-        windows = self._windows(batch_size)
+        if not self.can_sample:
+            raise UserError(
+                f"the replay holds {self.num_steps} steps, too few for one sequence of "
+                f"{self.sequence_length} in any stream: collect more first (prefill)"
+            )
         size = (batch_size, self.sequence_length)
         batch = {key: np.empty(size + f.shape, f.dtype) for key, f in self.store.fields.items()}
         latents = {
             key: np.empty(size + f.shape, f.dtype) for key, f in self._latents.fields.items()
         }
-        for b, (stream, start) in enumerate(windows):
-            self.store.read(stream, start, size[1], {key: value[b] for key, value in batch.items()})
-            self._latents.read(stream, start, {key: value[b] for key, value in latents.items()})
-        ids = np.array([stream << STREAM_SHIFT | start for stream, start in windows], np.int64)
-        batch["step_id"] = ids[:, None] + np.arange(size[1])
-        self.num_sampled += batch_size * size[1]
+        step_ids = np.empty(size, np.int64)
+        for b, segments in enumerate(self._sampler.draw(batch_size)):
+            at = 0
+            for stream, start, length, begins in segments:
+                rows = slice(at, at + length)
+                out = {key: value[b, rows] for key, value in batch.items()}
+                self.store.read(stream, start, length, out)
+                if begins:
+                    out["is_first"][0] = True
+                self._latents.read(stream, start, {k: v[b, rows] for k, v in latents.items()})
+                step_ids[b, rows] = (stream << STREAM_SHIFT | start) + np.arange(length)
+                at += length
+        batch["step_id"] = step_ids
+        self.num_sampled += step_ids.size
         return batch | {f"latents/{key}": value for key, value in latents.items()}
 
     def write_back(self, step_ids: np.ndarray, latents: Mapping[str, np.ndarray]) -> None:
         """Replaces latents of earlier samples; steps evicted meanwhile are left out.
 
+        Where a step occurs more than once, its last latents stay.
+
         Args:
-            step_ids: (B, T) int64, consecutive along T, as `sample` gave them or a part along T.
+            step_ids: (B, T) int64, as `sample` gave them or a part of them.
             latents: (B, T, ...) by key, all latent fields.
 
         Raises:
             UserError: wrong keys or shapes, or ids that no sample had.
         """
         step_ids = np.asarray(step_ids)
-        if step_ids.ndim != 2 or not (np.diff(step_ids) == 1).all():
+        if step_ids.ndim != 2:
             raise UserError(
-                f"step_ids of shape {step_ids.shape} must be (B, T), consecutive along T: pass "
-                "the ids of a sample as they are"
+                f"step_ids of shape {step_ids.shape} must be (B, T): pass the ids of a sample as "
+                "they are"
             )
         self._latents.check(latents, step_ids.shape)
-        latents = {key: np.asarray(value) for key, value in latents.items()}
-        length = step_ids.shape[1]
-        for b, step_id in enumerate(step_ids[:, 0].tolist() if length else ()):
+        ids = step_ids.ravel()
+        flat = {key: np.reshape(v, (len(ids), *np.shape(v)[2:])) for key, v in latents.items()}
+        jumps = (np.flatnonzero(np.diff(ids) != 1) + 1).tolist()
+        for begin, stop in pairwise([0, *jumps, len(ids)] if len(ids) else []):
+            step_id, length = int(ids[begin]), stop - begin
             stream, row = step_id >> STREAM_SHIFT, step_id & ((1 << STREAM_SHIFT) - 1)
             first, end = self.store.bounds(stream)
             if row + length > end:
                 raise UserError(f"step {row + length - 1} of stream {stream} does not exist yet")
             gone = max(first - row, 0)
             if gone < length:
-                kept = {key: value[b, gone:] for key, value in latents.items()}
+                kept = {key: value[begin + gone : stop] for key, value in flat.items()}
                 self._latents.write(stream, row + gone, kept)
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,8 +224,8 @@ class ReplayBuffer:
             "sequence_length": self.sequence_length,
             "num_sampled": self.num_sampled,
             "rng": json.dumps(self._rng.bit_generator.state),
-            "fresh": [list(window) for window in self._fresh],
-            "fresh_start": dict(self._fresh_start),
+            "sampling": self._sampler.name,
+            "sampler": self._sampler.state_dict(),
             "latents": {
                 stream: self._latents.dump(stream, *self.store.bounds(stream))
                 for stream in self.store.stream_ids
@@ -225,7 +236,7 @@ class ReplayBuffer:
         """Goes back to a state: steps added since then are forgotten.
 
         Raises:
-            UserError: the state is of another store, or has another sequence length or other
+            UserError: the state is of another store, or has another sequence length, sampler or
                 latents, or its chunk files are gone.
         """
         if state["sequence_length"] != self.sequence_length:
@@ -233,13 +244,17 @@ class ReplayBuffer:
                 f"the checkpoint has sequences of {state['sequence_length']} steps and the replay "
                 f"of {self.sequence_length}: set sequence_length as it was"
             )
+        if state["sampling"] != self._sampler.name:
+            raise UserError(
+                f"the checkpoint samples {state['sampling']} and the replay {self._sampler.name}: "
+                f"set sampling to '{state['sampling']}' as it was"
+            )
         for latents in state["latents"].values():
             self._latents.check(latents, None)
         self.store.rewind(state["store"])
         self.num_sampled = state["num_sampled"]
         self._rng.bit_generator.state = json.loads(state["rng"])
-        self._fresh = deque((stream, start) for stream, start in state["fresh"])
-        self._fresh_start = dict(state["fresh_start"])
+        self._sampler.load_state_dict(state["sampler"])
         self._latents.clear()
         for stream, latents in state["latents"].items():
             first, end = self.store.bounds(stream)
@@ -251,30 +266,12 @@ class ReplayBuffer:
         self._kept.clear()
         self._kept.append(self.store.position())
 
-    def _windows(self, count: int) -> list[tuple[int, int]]:
-        """Stream and first row of each window of a batch."""
-        streams = self.store.stream_ids
-        bounds = np.array([self.store.bounds(stream) for stream in streams]).reshape(-1, 2)
-        ends = np.cumsum(np.maximum(bounds[:, 1] - bounds[:, 0] - self.sequence_length + 1, 0))
-        if not len(ends) or not ends[-1]:
-            raise UserError(
-                f"the replay holds {self.num_steps} steps, too few for one sequence of "
-                f"{self.sequence_length} in any stream: collect more first (prefill)"
-            )
-        windows = [self._fresh.popleft() for _ in range(min(count, len(self._fresh)))]
-        drawn = self._rng.integers(ends[-1], size=count - len(windows))
-        which = np.searchsorted(ends, drawn, side="right")
-        rows = bounds[which, 1] - self.sequence_length + 1 - (ends[which] - drawn)
-        windows += [(streams[i], row) for i, row in zip(which.tolist(), rows.tolist(), strict=True)]
-        return windows
-
     def _evict(self) -> None:
         while self.store.num_steps > self.capacity:
             stream = self.store.evict_oldest()
             first, _ = self.store.bounds(stream)
             self._latents.drop(stream, first)
-            self._fresh_start[stream] = max(self._fresh_start[stream], first)
-            self._fresh = deque(w for w in self._fresh if w[0] != stream or w[1] >= first)
+            self._sampler.evicted(stream)
         if not self._kept:  # no checkpoint will ever ask for the files
             self.store.flush()
             self.store.delete_evicted(before=self.store.position())

@@ -125,6 +125,7 @@ class ZooModel(
     Attributes:
         name: its name in the registry.
         replay_context: how many extra steps it wants at the front of each training sequence.
+        replay_sampling: how sequences are drawn: "windows" of a stream or "pieces" of episodes.
         spec: what it was built for.
         updates: optimizer steps taken.
         env_steps: frames its agent caused up to now (action repeat counts), over all ranks.
@@ -133,6 +134,7 @@ class ZooModel(
 
     name: ClassVar[str]
     replay_context: ClassVar[int] = 0
+    replay_sampling: ClassVar[str] = "windows"
 
     def __init__(self, spec: Spec | Mapping[str, Any]) -> None:
         super().__init__()

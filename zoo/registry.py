@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from datamodules.spec import Spec
     from zoo.base import ZooModel
 
-BUILT_IN = ("zoo.dreamer_v3.card:CARD",)
+BUILT_IN = (
+    "zoo.planet.card:CARD",
+    "zoo.dreamer_v1.card:CARD",
+    "zoo.dreamer_v2.card:CARD",
+    "zoo.dreamer_v3.card:CARD",
+)
 
 DataKind = Literal["online", "offline", "video"]
 

@@ -4,6 +4,7 @@ import io
 import os
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -256,6 +257,38 @@ def test_written_back_latents_are_served_again(build):
     assert known & set(again["step_id"].flatten().tolist())
 
 
+@pytest.mark.parametrize(
+    ("wanted", "given", "expected"),
+    [
+        (None, None, "windows"),
+        ("windows", None, "windows"),
+        ("pieces", None, "pieces"),
+        ("windows", "pieces", "pieces"),
+        ("pieces", "windows", "windows"),
+    ],
+)
+def test_the_model_chooses_the_sampling_unless_it_is_given(build, wanted, given, expected):
+    data = build(sampling=given, time_limit=9, prefill=40, replay_context=1, fresh_first=False)
+    if wanted:
+        data._module = data.trainer.lightning_module
+        data._module.replay_sampling = wanted
+    batches = [data.next_batch() for _ in range(20)]
+    in_pieces = all((batch["is_first"][:, 1]).all() for batch in batches)
+    assert in_pieces == (expected == "pieces")
+
+
+def test_options_of_pieces_reach_the_sampler(build):
+    options = {"sampling": "pieces", "replay_context": 1, "time_limit": 9, "prefill": 40}
+    data = build(**options, piece_length=8, prioritize_ends=False, batch_size=1)
+    steps = []  # of the same tape
+    for _ in range(50):
+        batch = data.next_batch()
+        steps += zip(batch["is_first"][0, 1:].tolist(), batch["step_id"][0, 1:], strict=True)
+    assert data.replay._sampler.prioritize_ends is False
+    starts = [i for i, (begins, _) in enumerate(steps) if begins]
+    assert {b - a for a, b in pairwise(starts)} == {5, 6, 7, 8}
+
+
 def test_an_epoch_has_its_length_and_the_next_goes_on(build):
     data = build(updates_per_epoch=3)
     loader = data.train_dataloader()
@@ -329,6 +362,8 @@ def test_metrics_count_failures(build):
         ({"action_repeat": 0}, "action_repeat > 0, got 0"),
         ({"updates_per_epoch": 0}, "updates_per_epoch > 0, got 0"),
         ({"sequence_length": 1}, "sequence_length >= 2, got 1"),
+        ({"sampling": "episodes"}, "no sampling 'episodes'.*'windows' or 'pieces'"),
+        ({"piece_length": 0}, "piece_length >= 1, got 0"),
         ({"policy": "greedy"}, "no policy 'greedy'.*'model' or 'random'"),
         ({"policy": "random"}, "episodes > 0"),
     ],
@@ -411,8 +446,10 @@ def test_environments_for_evaluation_are_alike_and_leave_the_collector_alone(bui
 # Resuming
 
 
-def test_resuming_goes_on_exactly(build, tmp_path):
+@pytest.mark.parametrize("sampling", ["windows", "pieces"])
+def test_resuming_goes_on_exactly(build, tmp_path, sampling):
     options = {"time_limit": 5, "replay_ratio": 4, "directory": tmp_path / "run"}
+    options |= {"sampling": sampling, "piece_length": 6, "replay_context": 1}
     torch.manual_seed(1)
     data = build(**options)
     for _ in range(6):

@@ -268,7 +268,9 @@ def test_wrong_use_is_named(tmp_path):
     ids = np.array([[0, 1, 2]])
     with pytest.raises(UserError, match=r"'stoch' has shape \(1, 2, 2\), expected \(1, 3, 2\)"):
         replay.write_back(ids, {"deter": np.zeros((1, 3, 3)), "stoch": np.zeros((1, 2, 2))})
-    with pytest.raises(UserError, match="consecutive along T"):
+    with pytest.raises(UserError, match=r"step_ids of shape \(3,\) must be \(B, T\)"):
+        replay.write_back(ids[0], make_latents(ids[0]))
+    with pytest.raises(UserError, match="step 4 of stream 0 does not exist"):
         replay.write_back(ids * 2, make_latents(ids))
     with pytest.raises(UserError, match="step 5 of stream 0 does not exist"):
         replay.write_back(ids + 3, make_latents(ids))

@@ -163,7 +163,7 @@ class TestListAndInfo:
 
     def test_info_of_an_unknown_model(self, capsys) -> None:
         assert main(["info", "dreamerv3"]) == 2
-        assert "did you mean 'dreamer-v3'?" in capsys.readouterr().err
+        assert "did you mean 'dreamer-v3' or" in capsys.readouterr().err
 
 
 class TestFit:

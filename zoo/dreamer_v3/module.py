@@ -9,8 +9,10 @@ its deviations from the official code (2026-05) are listed in README.md.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,35 +20,27 @@ from torch.optim import Optimizer
 
 from datamodules.errors import UserError
 from datamodules.spec import Spec
-from zoo.base import Batch, Imagined, Obs, State, ZooModel
-from zoo.nets.actions import ActionCodec
+from zoo.base import Batch
+from zoo.dreamer_v3.sizes import SIZES
 from zoo.nets.averaging import follow
-from zoo.nets.distributions import TwoHot, one_hot
-from zoo.nets.heads import ActionHead, BinaryHead, TwoHotHead
+from zoo.nets.distributions import Scalar
+from zoo.nets.heads import ActionHead, BinaryHead, ScalarHead, TwoHotHead
+from zoo.nets.layers import randomize_biases
 from zoo.nets.optim import LaProp
 from zoo.returns import ReturnNormalizer
 from zoo.rssm.behavior import imagination_losses, replay_value_loss
+from zoo.rssm.cores import BlockCore
 from zoo.rssm.dynamics import RSSM, features, kl_losses
+from zoo.rssm.latents import Categoricals, Gaussians
+from zoo.rssm.model import (
+    LatentModel,
+    StoredLatents,
+    choose_widths,
+    reject_outside,
+    reject_unless_positive,
+)
 from zoo.rssm.observations import Decoder, Encoder
-
-# Official widths; `nano` is ours, for CPUs. The number of layers is the same for all.
-SIZES: dict[str, dict[str, int]] = {
-    "nano": {"deter": 64, "hidden": 64, "stoch": 32, "classes": 4, "depth": 4, "units": 64},
-    "1m": {"deter": 512, "hidden": 64, "stoch": 32, "classes": 4, "depth": 4, "units": 64},
-    "12m": {"deter": 2048, "hidden": 256, "stoch": 32, "classes": 16, "depth": 16, "units": 256},
-    "25m": {"deter": 3072, "hidden": 384, "stoch": 32, "classes": 24, "depth": 24, "units": 384},
-    "50m": {"deter": 4096, "hidden": 512, "stoch": 32, "classes": 32, "depth": 32, "units": 512},
-    "100m": {"deter": 6144, "hidden": 768, "stoch": 32, "classes": 48, "depth": 48, "units": 768},
-    "200m": {"deter": 8192, "hidden": 1024, "stoch": 32, "classes": 64, "depth": 64, "units": 1024},
-    "400m": {
-        "deter": 12288,
-        "hidden": 1536,
-        "stoch": 32,
-        "classes": 96,
-        "depth": 96,
-        "units": 1536,
-    },
-}
+from zoo.rssm.vision import BlockDecoder, PooledEncoder
 
 LOSS_SCALES = {
     "reconstruction": 1.0,
@@ -61,7 +55,8 @@ LOSS_SCALES = {
 
 
 class DreamerV3(
-    ZooModel,
+    StoredLatents,
+    LatentModel,
     repo_url="https://github.com/danijar/dreamerv3",
     paper_url="https://arxiv.org/abs/2301.04104",
 ):
@@ -83,15 +78,23 @@ class DreamerV3(
         imagine_last: start imagination only from the last so many steps of each sequence (0: all).
         lam: lambda of the returns.
         entropy: scale of the policy's entropy bonus.
+        return_rate: rate at which the range of returns follows that of a batch.
         slow_rate, slow_regularizer: the slow critic's update rate and its loss weight.
         lr, agc, warmup, anneal: LaProp's learning rate, gradient clipping, warm-up updates, and the
             update from which the learning rate is a tenth (0: it stays).
         average_rate: greedy actions come from an exponential moving average of the weights with
             this rate per update; 0 (as published) acts with the weights themselves.
+        random_biases: start with random biases instead of zeros (ours, for small observations).
+        reward_unit: reward that counts as 1 inside of the model (1 as published: the symexp
+            two-hot heads make it unnecessary).
+        latent, deterministic, stochastic, two_hot: ablations: "gaussian" latents (`stoch` of them);
+            no memory in h (see `RSSM`); no noise in z; reward and value as plain regressions.
     """
 
     name: ClassVar[str] = "dreamer-v3"
-    replay_context: ClassVar[int] = 1
+    actor: nn.Module
+    continue_head: nn.Module
+    random_start: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -114,6 +117,7 @@ class DreamerV3(
         imagine_last: int = 0,
         lam: float = 0.95,
         entropy: float = 3e-4,
+        return_rate: float = 0.01,
         slow_rate: float = 0.02,
         slow_regularizer: float = 1.0,
         lr: float = 4e-5,
@@ -121,28 +125,24 @@ class DreamerV3(
         warmup: int = 1000,
         anneal: int = 0,
         average_rate: float = 0.0,
+        random_biases: bool = False,
+        reward_unit: float = 1.0,
+        latent: Literal["categorical", "gaussian"] = "categorical",
+        deterministic: bool = True,
+        stochastic: bool = True,
+        two_hot: bool = True,
     ) -> None:
         super().__init__(spec)
         self.keep_hyperparameters(locals())
-        if size not in SIZES:
-            raise UserError(f"DreamerV3 has no size '{size}': choose one of {', '.join(SIZES)}")
         given = {"deter": deter, "hidden": hidden, "stoch": stoch, "classes": classes}
-        given |= {"depth": depth, "units": units}
-        w = {k: SIZES[size][k] if v is None else v for k, v in given.items()}
-        positive = {**w, "blocks": blocks, "horizon": horizon, "imagine_length": imagine_length}
-        for key, value in positive.items():
-            if value <= 0:
-                raise UserError(f"DreamerV3 needs {key} > 0, got {value}")
-        if lr < 0:
-            raise UserError(f"DreamerV3 needs lr >= 0, got {lr}")
-        if w["deter"] % blocks:
-            raise UserError(f"deter is {w['deter']}: it must be divisible by blocks, {blocks}")
+        w = choose_widths("DreamerV3", SIZES, size, {**given, "depth": depth, "units": units})
+        steps = {"horizon": horizon, "imagine_length": imagine_length}
+        reject_unless_positive("DreamerV3", blocks=blocks, reward_unit=reward_unit, **steps)
+        reject_outside("DreamerV3", 0, math.inf, lr=lr, imagine_last=imagine_last)
+        rates = {"return_rate": return_rate, "average_rate": average_rate}
+        reject_outside("DreamerV3", 0, 1, lam=lam, unimix=unimix, **rates)
         if bins < 3 or bins % 2 == 0:
             raise UserError(f"bins is {bins}: it must be odd, for zero is in the middle")
-        if w["classes"] > 256:
-            raise UserError(f"classes is {w['classes']}: the replay keeps a class in one byte, 256")
-        if self.spec.images and w["depth"] * 4 % blocks:
-            raise UserError(f"depth {w['depth']}: 4 * depth must be divisible by {blocks} blocks")
         unknown = set(loss_scales or {}) - set(LOSS_SCALES)
         if unknown:
             raise UserError(
@@ -150,39 +150,47 @@ class DreamerV3(
             )
         self.loss_scales = LOSS_SCALES | (loss_scales or {})
         self.free_nats, self.lam, self.entropy = free_nats, lam, entropy
-        self.discount, self.contdisc = 1 - 1 / horizon, contdisc
+        self.reward_unit = reward_unit
+        self.gamma = 1 - 1 / horizon
+        self.discount = self.gamma if contdisc else 1.0
         self.imagine_length, self.imagine_last = imagine_length, imagine_last
         self.slow_rate, self.slow_regularizer = slow_rate, slow_regularizer
         self.lr, self.agc, self.warmup, self.anneal = lr, agc, warmup, anneal
 
-        self.actions = ActionCodec(self.spec.action)
-        latent = w["stoch"] * w["classes"]
-        feature_size = w["deter"] + latent
-        self.encoder = Encoder(self.spec, w["depth"], 3, w["units"])
+        kind = Categoricals(w["stoch"], w["classes"], unimix)
+        z = Gaussians(w["stoch"]) if latent == "gaussian" else kind
+        z_size, action_size, units = math.prod(z.shape), self.spec.action.encoded_size, w["units"]
+        self.encoder = Encoder(self.spec, partial(PooledEncoder, depth=w["depth"]), 3, units)
+        core = BlockCore(action_size, z_size, w["deter"], w["hidden"], blocks)
         self.rssm = RSSM(
-            self.spec.action.encoded_size,
+            core,
+            z,
             self.encoder.size,
-            w["deter"],
             w["hidden"],
-            w["stoch"],
-            w["classes"],
-            blocks,
-            unimix,
+            prior_layers=2,
+            deterministic=deterministic,
+            stochastic=stochastic,
         )
-        self.decoder = Decoder(self.spec, w["deter"], latent, w["depth"], 3, w["units"], blocks)
-        self.reward_head = TwoHotHead(feature_size, 1, w["units"], bins)
-        self.continue_head = BinaryHead(feature_size, 1, w["units"])
-        self.actor = ActionHead(feature_size, 3, w["units"], self.spec.action)
-        self.critic = TwoHotHead(feature_size, 3, w["units"], bins)
+        feature_size = self.rssm.feature_size
+        vision = partial(
+            BlockDecoder,
+            deter=w["deter"],
+            latent=z_size,
+            depth=w["depth"],
+            units=units,
+            blocks=blocks,
+        )
+        self.decoder = Decoder(self.spec, feature_size, vision, 3, units)
+        scalar = partial(TwoHotHead, bins=bins) if two_hot else ScalarHead
+        self.reward_head = scalar(feature_size, 1, units)
+        self.continue_head = BinaryHead(feature_size, 1, units)
+        self.actor = ActionHead(feature_size, 3, units, self.spec.action)
+        self.critic = scalar(feature_size, 3, units)
+        if random_biases:
+            randomize_biases(self)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.normalizer = ReturnNormalizer()
-        # Our addition: with few updates at a high learning rate the greedy policy wobbles from one
-        # update to the next; averaged weights do so less. Slower swings of the policy remain.
-        self.average_rate = average_rate
-        agent = nn.ModuleDict({"encoder": self.encoder, "rssm": self.rssm, "actor": self.actor})
-        self.averaged = copy.deepcopy(agent).requires_grad_(False) if average_rate else None
-
-    # Learning
+        self.normalizer = ReturnNormalizer(return_rate)
+        self.average_agent(average_rate)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One loss for world model, actor and critic.
@@ -191,31 +199,20 @@ class DreamerV3(
             batch: T + 1 steps: the first is the context, whose stored latents (or zeros, where the
                 replay has none) and action start the filter; losses are on the T others.
         """
-        start, obs, previous_action, flags = self._split_context(batch)
-        reward, is_first = flags["reward"], flags["is_first"]
-        is_last, is_terminal = flags["is_last"], flags["is_terminal"]
-
         # World model
-        tokens = self.encoder(obs)
-        states, posterior = self.rssm.observe(start, tokens, previous_action, is_first)
-        prior = self.rssm.prior(states["deter"])
-        inputs = features(states)
-        losses = {}
-        losses["dynamics"], losses["representation"] = kl_losses(posterior, prior, self.free_nats)
-        reconstructions = self.decoder.losses(self.decoder(inputs), obs)
-        losses["reconstruction"] = torch.stack(list(reconstructions.values())).sum(0)
-        losses["reward"] = self.reward_head(inputs).loss(reward)
-        keep_on = (~is_terminal).float() * (self.discount if self.contdisc else 1.0)
-        losses["continue"] = self.continue_head(inputs).loss(keep_on)
-        if "step_id" in batch:
-            self.write_back(batch["step_id"][:, 1:], self.latents(states))
+        seen = self.filter(batch)
+        losses = self.prediction_losses(seen)
+        dynamics, representation = kl_losses(seen.posterior, seen.prior)
+        losses["dynamics"] = dynamics.clamp(min=self.free_nats)
+        losses["representation"] = representation.clamp(min=self.free_nats)
 
         # Imagination: dreamed without gradients, REINFORCE needs none through it.
-        length = is_first.shape[1]
+        length = seen.reward.shape[1]
         last = min(self.imagine_last or length, length)
-        starts = {k: v.detach()[:, -last:].flatten(0, 1) for k, v in states.items()}
         with torch.no_grad():
-            dream, action = self.rssm.imagine(starts, self._explore, self.imagine_length)
+            dream, action = self.rssm.imagine(
+                seen.starts(last), self.sample_action, self.imagine_length
+            )
             dreamed = features(dream)
             dream_reward = self.reward_head(dreamed).pred()
             dream_continue = self.continue_head(dreamed).pred()
@@ -228,7 +225,7 @@ class DreamerV3(
             dream_reward,
             dream_continue,
             self.normalizer,
-            discount=1.0 if self.contdisc else self.discount,
+            discount=self.gamma / self.discount,  # 1 where the continue head contains it
             lam=self.lam,
             entropy=self.entropy,
             slow_regularizer=self.slow_regularizer,
@@ -237,25 +234,24 @@ class DreamerV3(
 
         # Replay value: the same critic on the real sequence, through the world model. Steps from
         # which nothing was imagined bootstrap from the critic itself.
-        value = self.critic(inputs)
+        value = self.critic(seen.features)
         imagined = learned.returns[:, 0].unflatten(0, (-1, last))
         bootstrap = torch.cat([value[:, : length - last].pred().detach(), imagined], 1)
         losses["replay_value"] = replay_value_loss(
             value,
-            self._slow_value(inputs),
+            self._slow_value(seen.features),
             bootstrap,
-            reward,
-            is_terminal,
-            is_last,
-            discount=self.discount,
+            self.transform(seen.reward),
+            seen.is_terminal,
+            seen.is_last,
+            discount=self.gamma,
             lam=self.lam,
             slow_regularizer=self.slow_regularizer,
         )
         if self.logs_now:
             self.log_metrics(
                 {
-                    "prior_entropy": prior.entropy().mean(),
-                    "posterior_entropy": posterior.entropy().mean(),
+                    **self.latent_metrics(seen),
                     "policy_entropy": policy.entropy().mean(),
                     "dream_reward": dream_reward[:, 1:].mean(),
                     "dream_return": learned.returns.mean(),
@@ -266,111 +262,14 @@ class DreamerV3(
 
     def after_update(self) -> None:
         """Moves the slow critic, and the averaged agent if there is one, towards the weights."""
+        super().after_update()
         follow(self.slow_critic, self.critic, self.slow_rate)
-        if self.averaged is not None:
-            for name, part in self.averaged.items():
-                follow(part, getattr(self, name), self.average_rate)
 
     def configure_optimizers(self) -> Optimizer:
         """LaProp with AGC over everything that learns."""
         learning = [p for p in self.parameters() if p.requires_grad]
         return LaProp(learning, self.lr, agc=self.agc, warmup=self.warmup, anneal=self.anneal)
 
-    # Policy
-
-    def initial_state(self, batch_size: int) -> State:
-        """Latents and previous action before an episode: zeros."""
-        state = self.rssm.initial(batch_size)
-        size = (batch_size, self.spec.action.encoded_size)
-        return {**state, "action": state["deter"].new_zeros(size)}
-
     @torch.no_grad()
-    def act(self, obs: Obs, state: State, *, explore: bool) -> tuple[Tensor, State]:
-        """Filters one step and acts: a sample when exploring, else the mode."""
-        agent: Any = self if explore or self.averaged is None else self.averaged
-        encoder, rssm, actor = agent.encoder, agent.rssm, agent.actor
-        tokens = encoder({k: v.unsqueeze(1) for k, v in obs.items()})
-        is_first = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        states, _ = rssm.observe(state, tokens, state["action"].unsqueeze(1), is_first)
-        latent = {k: v[:, 0] for k, v in states.items()}
-        policy = actor(features(latent))
-        action = policy.sample() if explore else policy.pred()
-        return self.actions.decode(action), {**latent, "action": action}
-
-    def latent_fields(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """h as float32, z as the index of each categorical."""
-        return {"deter": ((self.rssm.deter,), "float32"), "stoch": ((self.rssm.stoch,), "uint8")}
-
-    def latents(self, state: State) -> dict[str, Tensor]:
-        """What the replay keeps of states (..., D), (..., S, C)."""
-        return {
-            "deter": state["deter"].detach().float(),
-            "stoch": state["stoch"].detach().argmax(-1).to(torch.uint8),
-        }
-
-    # Dreaming
-
-    @torch.no_grad()
-    def observe(self, batch: Batch) -> State:
-        """Filters whole sequences from an empty state."""
-        action = self.actions.encode(batch["action"])
-        previous = torch.cat([torch.zeros_like(action[:, :1]), action[:, :-1]], 1)
-        start = self.rssm.initial(len(action))
-        tokens = self.encoder(batch["obs"])
-        states, _ = self.rssm.observe(start, tokens, previous, batch["is_first"])
-        return states
-
-    @torch.no_grad()
-    def imagine(
-        self, state: State, actions: Tensor | Callable[[State], Tensor] | None, horizon: int
-    ) -> Imagined:
-        """Dreams with given actions, another policy, or its own."""
-
-        def choose(current: State, t: int) -> Tensor:
-            if actions is None:
-                return self._explore(current, t)
-            chosen = actions(current) if callable(actions) else actions[:, t]
-            return self.actions.encode(chosen)
-
-        start = {key: state[key] for key in ("deter", "stoch")}
-        states, encoded = self.rssm.imagine(start, choose, horizon)
-        states = {key: value[:, 1:] for key, value in states.items()}
-        inputs = features(states)
-        cont = self.continue_head(inputs).pred()
-        if self.contdisc:
-            cont = (cont / self.discount).clamp(max=1.0)
-        reward = self.reward_head(inputs).pred()
-        return Imagined(reward, cont, states, self.actions.decode(encoded))
-
-    @torch.no_grad()
-    def decode(self, state: State) -> dict[str, Tensor]:
-        """Predicted observations of states (N, H, ...)."""
-        return {key: output.pred() for key, output in self.decoder(features(state)).items()}
-
-    @torch.no_grad()
-    def encode(self, obs: Obs) -> Tensor:
-        """Tokens (B, T, E)."""
-        return self.encoder(obs)
-
-    # Parts
-
-    def _explore(self, state: State, t: int) -> Tensor:
-        return self.actor(features(state)).sample()
-
-    @torch.no_grad()
-    def _slow_value(self, inputs: Tensor) -> TwoHot | None:
+    def _slow_value(self, inputs: Tensor) -> Scalar | None:
         return self.slow_critic(inputs) if self.slow_regularizer else None
-
-    def _split_context(
-        self, batch: Batch
-    ) -> tuple[State, dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """Start state, and observations, previous encoded actions and flags of T steps."""
-        obs = {key: value[:, 1:] for key, value in batch["obs"].items()}
-        previous_action = self.actions.encode(batch["action"][:, :-1])
-        names = ("reward", "is_first", "is_last", "is_terminal")
-        flags = {key: batch[key][:, 1:] for key in names}
-        if "latents" not in batch:
-            return self.rssm.initial(len(previous_action)), obs, previous_action, flags
-        stored = batch["latents"]
-        stoch = one_hot(stored["stoch"][:, 0].long(), self.rssm.classes)
-        return {"deter": stored["deter"][:, 0], "stoch": stoch}, obs, previous_action, flags

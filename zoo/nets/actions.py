@@ -37,11 +37,39 @@ class ActionCodec(nn.Module):
     def decode(self, encoded: Tensor) -> Tensor:
         """Encoded (..., encoded_size) to environment units; box actions are clipped to the bounds.
 
-        Clipping before storing changes nothing for the world model: it divides actions by
-        max(1, |a|), which is the same.
+        For DreamerV3 clipping before storing changes nothing: it divides actions by max(1, |a|),
+        which is the same.
         """
         if self.spec.kind == "discrete":
             return encoded.argmax(-1)
         if self.spec.kind == "box":
-            return self.low + (encoded.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
+            action = self.low + (encoded.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
+            return action.clamp(self.low, self.high)  # rounding may have left the box
         return torch.stack([part.argmax(-1) for part in encoded.split(self.spec.nvec, -1)], -1)
+
+
+def add_noise(encoded: Tensor, amount: float, spec: ActionSpec) -> Tensor:
+    """Exploration noise on encoded actions (..., A).
+
+    Box actions get normal noise of standard deviation `amount` in units of half the box, clipped
+    to [-1, 1]; each discrete choice is replaced by a uniformly random one with probability
+    `amount` (Dreamer V1, "additive_gaussian" and "epsilon_greedy").
+    """
+    if not amount:
+        return encoded
+    if spec.kind == "box":
+        return (encoded + amount * torch.randn_like(encoded)).clamp(-1, 1)
+    other = random_like(encoded, spec).split(spec.nvec, -1)
+    parts = []
+    for part, random in zip(encoded.split(spec.nvec, -1), other, strict=True):
+        swap = torch.rand(*part.shape[:-1], 1, device=part.device) < amount
+        parts.append(torch.where(swap, random, part))
+    return torch.cat(parts, -1)
+
+
+def random_like(encoded: Tensor, spec: ActionSpec) -> Tensor:
+    """Uniformly random encoded actions of the shape (..., A) of `encoded`."""
+    if spec.kind == "box":
+        return torch.rand_like(encoded) * 2 - 1
+    lead, device = encoded.shape[:-1], encoded.device
+    return torch.cat([one_hot(torch.randint(n, lead, device=device), n) for n in spec.nvec], -1)

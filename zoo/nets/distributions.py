@@ -6,7 +6,7 @@ No loss formula stands anywhere else. All compute in float32 whatever the precis
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -81,15 +81,44 @@ def draw(probs: Tensor, noise: Tensor) -> Tensor:
     return one_hot(index, probs.shape[-1])
 
 
+class Latent(Protocol):
+    """A distribution over stochastic states z (..., S, C): S variables of C numbers each."""
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """A sample (..., S, C) through which gradients flow; `noise` as `draw_noise` makes it."""
+
+    def mode(self) -> Tensor:
+        """The most likely z (..., S, C), through which gradients flow."""
+
+    def detach(self) -> Latent:
+        """The same distribution without gradient."""
+
+    def entropy(self) -> Tensor:
+        """Entropy (...) in nats, summed over the variables."""
+
+    def kl(self, other: Any) -> Tensor:
+        """KL(self || other) (...) in nats, summed over the variables."""
+
+    @classmethod
+    def stack(cls, parts: list[Any]) -> Latent:
+        """Distributions of T steps (B, ...) as one (B, T, ...)."""
+
+
 class OneHot:
     """Independent categoricals over one-hot vectors, with straight-through gradients.
 
     Args:
-        probs: (..., S, C) probabilities, positive, of S categoricals.
+        probs: (..., S, C) probabilities of S categoricals.
+        log_probs: their logarithms, needed where probabilities may be zero in float32.
     """
 
-    def __init__(self, probs: Tensor) -> None:
-        self.probs = probs
+    def __init__(self, probs: Tensor, log_probs: Tensor | None = None) -> None:
+        self.probs, self._log_probs = probs, log_probs
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Logarithms of the probabilities (..., S, C)."""
+        return self.probs.log() if self._log_probs is None else self._log_probs
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
         """A sample (..., S, C) = one_hot + probs - stop_gradient(probs)."""
@@ -99,17 +128,85 @@ class OneHot:
         value = draw(probs, noise)
         return value + (self.probs - probs) if self.probs.requires_grad else value
 
+    def mode(self) -> Tensor:
+        """The most likely one-hot vectors (..., S, C), with straight-through gradients."""
+        value = one_hot(self.probs.argmax(-1), self.probs.shape[-1])
+        return value + (self.probs - self.probs.detach())
+
+    @classmethod
+    def stack(cls, parts: list[OneHot]) -> OneHot:
+        """Distributions of T steps (B, ...) as one (B, T, ...)."""
+        probs = torch.stack([part.probs for part in parts], 1)
+        if parts[0]._log_probs is None:
+            return cls(probs)
+        return cls(probs, torch.stack([part.log_probs for part in parts], 1))
+
     def detach(self) -> OneHot:
         """The same distributions without gradient."""
-        return OneHot(self.probs.detach())
+        logs = None if self._log_probs is None else self._log_probs.detach()
+        return OneHot(self.probs.detach(), logs)
 
     def entropy(self) -> Tensor:
         """Entropy in nats, summed over the S categoricals: (...)."""
-        return -(self.probs * self.probs.log()).sum((-2, -1))
+        return -(self.probs * self.log_probs).sum((-2, -1))
 
     def kl(self, other: OneHot) -> Tensor:
         """KL(self || other) in nats, summed over the S categoricals: (...)."""
-        return (self.probs * (self.probs.log() - other.probs.log())).sum((-2, -1))
+        return (self.probs * (self.log_probs - other.log_probs)).sum((-2, -1))
+
+
+class DiagonalNormal:
+    """Independent normals with reparameterised samples.
+
+    Args:
+        mean, std: (..., S, 1) of S variables; std positive.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self.mean, self.std = mean, std
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """A sample (..., S, 1) = mean + std * noise, with standard normal noise."""
+        return self.mean + self.std * (torch.randn_like(self.mean) if noise is None else noise)
+
+    def mode(self) -> Tensor:
+        """The mean (..., S, 1)."""
+        return self.mean
+
+    @classmethod
+    def stack(cls, parts: list[DiagonalNormal]) -> DiagonalNormal:
+        """Distributions of T steps (B, ...) as one (B, T, ...)."""
+        return cls(torch.stack([p.mean for p in parts], 1), torch.stack([p.std for p in parts], 1))
+
+    def detach(self) -> DiagonalNormal:
+        """The same distributions without gradient."""
+        return DiagonalNormal(self.mean.detach(), self.std.detach())
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, summed over the S variables: (...)."""
+        return _normal_entropy(self.std).sum((-2, -1))
+
+    def kl(self, other: DiagonalNormal) -> Tensor:
+        """KL(self || other) in nats, summed over the S variables: (...)."""
+        ratio = (self.std / other.std).square()
+        distance = ((self.mean - other.mean) / other.std).square()
+        return 0.5 * (ratio + distance - 1 - ratio.log()).sum((-2, -1))
+
+
+class Policy(Protocol):
+    """A distribution over encoded actions (..., A)."""
+
+    def pred(self) -> Tensor:
+        """The action to take when not exploring (..., A)."""
+
+    def sample(self) -> Tensor:
+        """A random action (..., A), with gradients towards the parameters where there are any."""
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-probability or log-density (...) of encoded actions (..., A)."""
+
+    def entropy(self) -> Tensor:
+        """Entropy (...) in nats."""
 
 
 class Categorical:
@@ -128,9 +225,10 @@ class Categorical:
         return torch.cat([one_hot(p.argmax(-1), p.shape[-1]) for p in self.log_probs], -1)
 
     def sample(self) -> Tensor:
-        """A random choice, encoded (..., sum(nvec))."""
-        probs = [p.detach().exp() for p in self.log_probs]
-        draws = [draw(p, torch.rand(*p.shape[:-1], 1, device=p.device)) for p in probs]
+        """A random choice, encoded (..., sum(nvec)), with straight-through gradients."""
+        probs = [p.exp() for p in self.log_probs]
+        noise = [torch.rand(*p.shape[:-1], 1, device=p.device) for p in probs]
+        draws = [OneHot(p).sample(n) for p, n in zip(probs, noise, strict=True)]
         return torch.cat(draws, -1)
 
     def log_prob(self, encoded: Tensor) -> Tensor:
@@ -165,12 +263,105 @@ class BoundedNormal:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density (...), summed over the A dimensions."""
-        z = (action - self.mean) / self.std
-        return -(0.5 * z.square() + self.std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+        return _normal_log_prob(action, self.mean, self.std).sum(-1)
 
     def entropy(self) -> Tensor:
         """Entropy (...) in nats, summed over the A dimensions."""
-        return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        return _normal_entropy(self.std).sum(-1)
+
+
+class TanhNormal:
+    """tanh of a normal whose mean is squashed to [-5, 5] (Dreamer V1).
+
+    mean = 5 tanh(mean / 5), std = softplus(std + softplus^-1(init_std)) + min_std; the mode and the
+    entropy are estimated from 100 samples.
+
+    Args:
+        mean, std: raw network outputs (..., A).
+        init_std: standard deviation before the tanh where the raw output is zero.
+    """
+
+    def __init__(
+        self, mean: Tensor, std: Tensor, init_std: float = 5.0, min_std: float = 1e-4
+    ) -> None:
+        self.mean = 5 * torch.tanh(mean.float() / 5)
+        self.std = F.softplus(std.float() + math.log(math.expm1(init_std))) + min_std
+
+    def pred(self) -> Tensor:
+        """The most likely of 100 samples (..., A)."""
+        action, before = self._draw(100)
+        best = self._log_prob(before).argmax(0)
+        return action.gather(0, best[None, ..., None].expand_as(action[:1])).squeeze(0)
+
+    def sample(self) -> Tensor:
+        """A random action (..., A) in [-1, 1], reparameterised."""
+        return self._draw(1)[0].squeeze(0)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density (...), summed over the A dimensions."""
+        return self._log_prob(torch.atanh(action.clamp(-0.999999, 0.999999)))
+
+    def entropy(self) -> Tensor:
+        """Entropy (...) in nats, estimated from 100 samples."""
+        return -self._log_prob(self._draw(100)[1]).mean(0)
+
+    def _draw(self, count: int) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(count, *self.mean.shape, device=self.mean.device)
+        before = self.mean + self.std * noise
+        return torch.tanh(before), before
+
+    def _log_prob(self, before: Tensor) -> Tensor:
+        log_slope = 2 * (math.log(2) - before - F.softplus(-2 * before))
+        return (_normal_log_prob(before, self.mean, self.std) - log_slope).sum(-1)
+
+
+class TruncatedNormal:
+    """Normal with mean tanh(.), cut off outside of [-1, 1] (Dreamer V2).
+
+    std = 2 sigmoid(std / 2) + min_std.
+
+    Args:
+        mean, std: raw network outputs (..., A).
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, min_std: float = 0.1) -> None:
+        self.mean = torch.tanh(mean.float())
+        self.std = 2 * torch.sigmoid(std.float() / 2) + min_std
+        self._low, self._high = (-1 - self.mean) / self.std, (1 - self.mean) / self.std
+        self._below = torch.special.ndtr(self._low)
+        self._mass = torch.special.ndtr(self._high) - self._below
+
+    def pred(self) -> Tensor:
+        """The mode (..., A), which is the mean before the cut."""
+        return self.mean
+
+    def sample(self) -> Tensor:
+        """A random action (..., A) strictly inside of [-1, 1], reparameterised."""
+        quantile = self._below + self._mass * torch.rand_like(self.mean)
+        action = self.mean + self.std * torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6))
+        return action + (action.clamp(-1 + 1e-6, 1 - 1e-6) - action).detach()
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density (...), summed over the A dimensions."""
+        return (_normal_log_prob(action, self.mean, self.std) - self._mass.log()).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy (...) in nats, summed over the A dimensions."""
+        edge = self._low * _density(self._low) - self._high * _density(self._high)
+        entropy = _normal_entropy(self.std) + self._mass.log()
+        return (entropy + edge / (2 * self._mass)).sum(-1)
+
+
+def _density(x: Tensor) -> Tensor:
+    return torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi)
+
+
+def _normal_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return -0.5 * ((x - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+
+
+def _normal_entropy(std: Tensor) -> Tensor:
+    return std.log() + 0.5 * math.log(2 * math.pi * math.e)
 
 
 class Binary:
@@ -188,11 +379,28 @@ class Binary:
         return F.binary_cross_entropy_with_logits(self.logit, target, reduction="none")
 
 
+class Scalar(Protocol):
+    """A prediction of scalars (...), as a value head gives it."""
+
+    def __getitem__(self, index: Any) -> Scalar:
+        """The predictions at an index of the leading axes."""
+
+    def pred(self) -> Tensor:
+        """The expected value (...)."""
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Loss (...) against targets (...)."""
+
+
 class MSE:
     """Squared error summed over the last `dims` axes."""
 
     def __init__(self, mean: Tensor, dims: int) -> None:
         self.mean, self.dims = mean.float(), dims
+
+    def __getitem__(self, index: Any) -> MSE:
+        """The predictions at an index of the leading axes."""
+        return type(self)(self.mean[index], self.dims)
 
     def pred(self) -> Tensor:
         """The prediction."""
@@ -202,6 +410,29 @@ class MSE:
         """Sum of squared errors (no factor 1/2), without the last `dims` axes."""
         error = (self.mean - target).square()
         return error.flatten(-self.dims).sum(-1) if self.dims else error
+
+
+class UnitNormal(MSE):
+    """A normal with variance 1: half the squared error (PlaNet, Dreamer V1 and V2).
+
+    The constant 0.5 ln(2 pi) per element, which trains nothing, is left out of the loss.
+    """
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Half the sum of squared errors, without the last `dims` axes."""
+        return 0.5 * super().loss(target)
+
+
+class CenteredImage(UnitNormal):
+    """A `UnitNormal` over pixels around zero; `pred` and targets are in [0, 1]."""
+
+    def pred(self) -> Tensor:
+        """The prediction in [0, 1]."""
+        return (self.mean + 0.5).clamp(0, 1)
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Half the sum of squared errors of pixels minus 0.5."""
+        return super().loss(target - 0.5)
 
 
 class SymlogMSE(MSE):

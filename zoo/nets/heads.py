@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from datamodules.spec import ActionSpec
-from zoo.nets.distributions import Binary, BoundedNormal, Categorical, TwoHot, symexp_bins
-from zoo.nets.layers import MLP, Linear
+from zoo.nets.distributions import (
+    Binary,
+    BoundedNormal,
+    Categorical,
+    Policy,
+    TwoHot,
+    UnitNormal,
+    symexp_bins,
+)
+from zoo.nets.layers import MLP, RMS_SILU, Linear, Style
+
+
+class ScalarHead(nn.Module):
+    """A scalar as the mean of a normal with unit variance (PlaNet, Dreamer V1 and V2)."""
+
+    def __init__(self, features: int, layers: int, units: int, style: Style = RMS_SILU) -> None:
+        super().__init__()
+        self.mlp = MLP(features, layers, units, style)
+        self.out = style.linear(units, 1)
+
+    def forward(self, x: Tensor) -> UnitNormal:
+        """Maps (..., features) to a distribution over (...)."""
+        return UnitNormal(self.out(self.mlp(x)).squeeze(-1), 0)
 
 
 class TwoHotHead(nn.Module):
-    """Scalars as a categorical over symexp-spaced bins; starts as exactly zero."""
+    """Scalars as a categorical over symexp-spaced bins; starts as exactly zero (DreamerV3)."""
 
     bins: Tensor
 
@@ -28,10 +51,10 @@ class TwoHotHead(nn.Module):
 class BinaryHead(nn.Module):
     """A probability."""
 
-    def __init__(self, features: int, layers: int, units: int) -> None:
+    def __init__(self, features: int, layers: int, units: int, style: Style = RMS_SILU) -> None:
         super().__init__()
-        self.mlp = MLP(features, layers, units)
-        self.out = Linear(units, 1)
+        self.mlp = MLP(features, layers, units, style)
+        self.out = style.linear(units, 1)
 
     def forward(self, x: Tensor) -> Binary:
         """Maps (..., features) to probabilities (...)."""
@@ -39,19 +62,37 @@ class BinaryHead(nn.Module):
 
 
 class ActionHead(nn.Module):
-    """A policy over encoded actions: categorical, several categoricals, or bounded normal."""
+    """A policy over encoded actions: one categorical or several, or a distribution over a box.
 
-    def __init__(self, features: int, layers: int, units: int, action: ActionSpec) -> None:
+    Args:
+        features, layers, units: width of the input, layers and width of the MLP.
+        action: the action space.
+        style: of the layers.
+        box: makes the policy over a box from two raw outputs (..., A) for mean and deviation.
+        out_scale: factor of the initial weights of the outputs, for styles that take one.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int,
+        units: int,
+        action: ActionSpec,
+        style: Style = RMS_SILU,
+        box: Callable[[Tensor, Tensor], Policy] = BoundedNormal,
+        out_scale: float | None = 0.01,
+    ) -> None:
         super().__init__()
-        self.action = action
-        self.mlp = MLP(features, layers, units)
-        self.out = Linear(units, action.encoded_size, out_scale=0.01)
+        self.action, self.box = action, box
+        self.mlp = MLP(features, layers, units, style)
+        scale = {} if out_scale is None else {"out_scale": out_scale}
+        self.out = style.linear(units, action.encoded_size, **scale)
         if action.kind == "box":
-            self.std = Linear(units, action.encoded_size, out_scale=0.01)
+            self.std = style.linear(units, action.encoded_size, **scale)
 
-    def forward(self, x: Tensor) -> Categorical | BoundedNormal:
+    def forward(self, x: Tensor) -> Policy:
         """Maps (..., features) to a distribution over encoded actions (..., A)."""
         x = self.mlp(x)
         if self.action.kind == "box":
-            return BoundedNormal(self.out(x), self.std(x))
+            return self.box(self.out(x), self.std(x))
         return Categorical(self.out(x), self.action.nvec)

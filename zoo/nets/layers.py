@@ -1,14 +1,17 @@
-"""Bricks of the Dreamer networks: linear layers, RMSNorm, MLPs and their initialisation.
+"""Bricks of the Dreamer networks: linear layers, norms, MLPs and their initialisation.
 
-Initialisation and norm follow the DreamerV3 code (Hafner et al., Nature 2025): weights from a
-normal distribution truncated at two standard deviations with variance 1 / fan_in, biases zero.
+A `Style` is how a paper builds a layer. `RMS_SILU` is DreamerV3's (Hafner et al., Nature 2025):
+weights from a normal distribution truncated at two standard deviations with variance 1 / fan_in,
+biases zero, RMSNorm and SiLU. `RELU` and `ELU` are those of PlaNet and of Dreamer V1 and V2: Keras'
+defaults, Glorot-uniform weights, biases zero, no norm.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +41,15 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Draws new weights."""
         init_weight(self.weight, self.in_features, self.out_scale)
+        nn.init.zeros_(self.bias)
+
+
+class GlorotLinear(nn.Linear):
+    """`nn.Linear` with Glorot-uniform weights and zero biases, as Keras starts."""
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        nn.init.xavier_uniform_(self.weight)
         nn.init.zeros_(self.bias)
 
 
@@ -135,23 +147,52 @@ class ImageNormSiLU(RMSNormSiLU):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class Dense(nn.Module):
-    """Linear, RMSNorm, SiLU."""
+def randomize_biases(module: nn.Module) -> None:
+    """Draws every bias of the `Linear` maps inside uniformly within +- 1 / sqrt(fan_in).
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    Outputs that start small or at zero keep their biases at zero. Why: RMSNorm removes the length
+    of its input, so that without biases a first layer sees only the direction of an observation and
+    not its size until biases have been learnt, which takes a thousand updates.
+    """
+    for layer in module.modules():
+        if isinstance(layer, Linear) and layer.out_scale == 1.0:
+            nn.init.uniform_(layer.bias, -(layer.in_features**-0.5), layer.in_features**-0.5)
+
+
+class Style(NamedTuple):
+    """How a paper builds its layers.
+
+    Attributes:
+        linear: makes the linear map from its two widths.
+        activation: makes what follows it, norm included, from its width.
+    """
+
+    linear: Callable[..., nn.Linear]
+    activation: Callable[[int], nn.Module]
+
+
+RMS_SILU = Style(Linear, RMSNormSiLU)
+ELU = Style(GlorotLinear, lambda features: nn.ELU())
+RELU = Style(GlorotLinear, lambda features: nn.ReLU())
+
+
+class Dense(nn.Module):
+    """A linear map, then norm and activation of the style."""
+
+    def __init__(self, in_features: int, out_features: int, style: Style = RMS_SILU) -> None:
         super().__init__()
-        self.linear = Linear(in_features, out_features)
-        self.norm = RMSNormSiLU(out_features)
+        self.linear = style.linear(in_features, out_features)
+        self.activation = style.activation(out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in_features) to (..., out_features)."""
-        out: Tensor = self.norm(self.linear(x))
+        out: Tensor = self.activation(self.linear(x))
         return out
 
 
 class MLP(nn.Sequential):
     """`layers` times Dense of width `units`."""
 
-    def __init__(self, in_features: int, layers: int, units: int) -> None:
+    def __init__(self, in_features: int, layers: int, units: int, style: Style = RMS_SILU) -> None:
         sizes = [in_features] + [units] * layers
-        super().__init__(*(Dense(a, b) for a, b in pairwise(sizes)))
+        super().__init__(*(Dense(a, b, style) for a, b in pairwise(sizes)))

@@ -102,3 +102,42 @@ def schedule(step: int, warmup: int, anneal: int) -> float:
     if not anneal:
         return 1.0
     return 1.0 - 0.9 * min(1.0, (step - warmup) / max(1, anneal - warmup))
+
+
+class ClippedAdam(torch.optim.AdamW):
+    """Adam whose parameter groups are clipped apart, each by its own global gradient norm.
+
+    Stands for the several optimizers of PlaNet and Dreamers V1 and V2: groups share no state, so
+    that one optimizer with three groups does what three optimizers do.
+
+    Args:
+        groups: parameter groups, each with its own "lr", and "eps" if it is not `eps`.
+        clip: largest global norm of a group's gradients.
+        eps: Adam's epsilon.
+        weight_decay: share of each weight that is taken away at every step, whatever the learning
+            rate (Dreamer V2).
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        clip: float,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        # AdamW takes away lr * decay.
+        groups = [{**group, "weight_decay": weight_decay / group["lr"]} for group in groups]
+        super().__init__(groups, eps=eps, foreach=True)
+        self.clip = clip
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Clips, then one update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], self.clip)
+        super().step()
+        return loss

@@ -1,4 +1,9 @@
-"""Behaviour learning of DreamerV3: actor and critic losses as pure functions."""
+"""Behaviour learning in imagination: actor and critic losses as pure functions.
+
+Dreamers V1 and V2 count the reward of arriving in a state into that state's own value; DreamerV3's
+value begins with the next reward. Rollouts have H + 1 states (the first is real) and H actions;
+`reward[:, t]` and `discount[:, t]` belong to state t.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,59 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.nets.distributions import BoundedNormal, Categorical, TwoHot
+from zoo.nets.distributions import Policy, Scalar
 from zoo.returns import ReturnNormalizer, lambda_returns
+
+# Dreamers V1 and V2
+
+
+def own_reward_targets(reward: Tensor, value: Tensor, discount: Tensor, lam: float) -> Tensor:
+    """Lambda-targets V_t = r_t + d_t ((1 - lam) v_{t+1} + lam V_{t+1}), with V_H = v_H.
+
+    (Dreamer V1, equation 6, by recursion; Dreamer V2, equation 4.)
+
+    Args:
+        reward, value, discount: (N, H + 1) of each state; the discount is gamma, 0 where the
+            episode ends.
+        lam: lambda in [0, 1].
+
+    Returns:
+        (N, H) targets of the first H states.
+    """
+    first = torch.zeros_like(reward[:, :1])
+    reward, discount = (torch.cat([first, x[:, :-1]], 1) for x in (reward, discount))
+    return lambda_returns(reward, value, discount, None, lam)
+
+
+def arrival_weights(discount: Tensor) -> Tensor:
+    """Probability, discounted, to get to each state: 1, d_0, d_0 d_1, ... (N, H + 1), detached."""
+    shifted = torch.cat([torch.ones_like(discount[:, :1]), discount[:, :-1]], 1)
+    return torch.cumprod(shifted, 1).detach()
+
+
+def mixed_objective(
+    policy: Policy, action: Tensor, target: Tensor, baseline: Tensor, mix: float
+) -> Tensor:
+    """What the actor of Dreamer V2 maximises, without entropy and weights (equation 6).
+
+    Args:
+        policy: distributions (N, K) in the states where actions were chosen.
+        action: (N, K, A) encoded actions.
+        target: (N, K) lambda-targets of the states the actions led to, with gradients through the
+            dynamics.
+        baseline: (N, K) values of the states where actions were chosen.
+        mix: 1 - rho: 0 is REINFORCE alone, 1 back-propagation through the dynamics alone.
+    """
+    objective = torch.zeros_like(target)
+    if mix:
+        objective = objective + mix * target
+    if mix < 1:
+        advantage = (target - baseline).detach()
+        objective = objective + (1 - mix) * policy.log_prob(action.detach()) * advantage
+    return objective
+
+
+# DreamerV3
 
 
 class ImaginationLosses(NamedTuple):
@@ -20,9 +76,9 @@ class ImaginationLosses(NamedTuple):
 
 
 def imagination_losses(
-    policy: Categorical | BoundedNormal,
-    value: TwoHot,
-    slow_value: TwoHot | None,
+    policy: Policy,
+    value: Scalar,
+    slow_value: Scalar | None,
     action: Tensor,
     reward: Tensor,
     cont: Tensor,
@@ -62,8 +118,8 @@ def imagination_losses(
 
 
 def replay_value_loss(
-    value: TwoHot,
-    slow_value: TwoHot | None,
+    value: Scalar,
+    slow_value: Scalar | None,
     bootstrap: Tensor,
     reward: Tensor,
     is_terminal: Tensor,
@@ -92,7 +148,7 @@ def replay_value_loss(
 
 
 def _critic_loss(
-    value: TwoHot, slow_value: TwoHot | None, returns: Tensor, slow_regularizer: float
+    value: Scalar, slow_value: Scalar | None, returns: Tensor, slow_regularizer: float
 ) -> Tensor:
     """Towards the returns, and a little towards the slow critic's own predictions."""
     critic = value[:, :-1]

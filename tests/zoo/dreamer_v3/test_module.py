@@ -7,23 +7,30 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from latent_models import (
+    ACTIONS,
+    BATCH,
+    STEPS,
+    VECTOR,
+    parts_trained_by,
+    sequences,
+    shake,
+    touched,
+    train,
+    vectors,
+)
+from torch import Tensor
 
-from datamodules.spec import ActionSpec, ArraySpec, Spec
+from datamodules.spec import ArraySpec, Spec
 from zoo.dreamer_v3.module import LOSS_SCALES, DreamerV3
 
-VECTOR = {"vector": ArraySpec((4,), "float32")}
 IMAGE = {"image": ArraySpec((48, 48, 3), "uint8")}
-DISCRETE = ActionSpec("discrete", nvec=(3,))
 SPECS = {
-    "discrete": Spec(VECTOR, DISCRETE),
-    "box": Spec(VECTOR, ActionSpec("box", low=(-2.0, 0.0), high=(2.0, 1.0))),
-    "multi_discrete": Spec(VECTOR, ActionSpec("multi_discrete", nvec=(2, 4))),
-    "image": Spec(IMAGE, DISCRETE),
-    "image and vector": Spec(VECTOR | IMAGE, DISCRETE),
+    **{kind: vectors(kind) for kind in ACTIONS},
+    "image": Spec(IMAGE, ACTIONS["discrete"]),
+    "image and vector": Spec(VECTOR | IMAGE, ACTIONS["discrete"]),
 }
 TINY = {"deter": 16, "hidden": 8, "stoch": 4, "classes": 4, "depth": 2, "units": 8, "bins": 15}
-BATCH, STEPS = 2, 6  # steps with the context
 
 
 @pytest.fixture(params=SPECS)
@@ -36,41 +43,24 @@ def constant_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda *size, device=None: torch.full(size, 0.37))
 
 
-def build(spec: Spec, seed: int = 0, shake: float = 0.2, **options: Any) -> DreamerV3:
+def build(spec: Spec, seed: int = 0, amount: float = 0.2, **options: Any) -> DreamerV3:
     """A tiny model whose zero-initialised heads are shaken, so that gradients pass them."""
     torch.manual_seed(seed)
     model = DreamerV3(spec, size="nano", **{**TINY, "imagine_length": 3, **options})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(shake * torch.randn_like(parameter))
+    shake(model, amount)
     return model
 
 
 def make_batch(spec: Spec, latents: bool = True) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(3)
-    lead = (BATCH, STEPS)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.empty(*lead, *shape).uniform_(generator=generator)
-
-    obs = {
-        key: (uniform(*a.shape) * 255).to(torch.uint8) if a.is_image else uniform(*a.shape) - 0.5
-        for key, a in spec.obs.items()
-    }
-    act = spec.action
-    if act.kind == "box":
-        low, high = torch.tensor(act.low), torch.tensor(act.high)
-        action = low + uniform(len(act.low)) * (high - low)
-    else:
-        action = (uniform(len(act.nvec)) * torch.tensor(act.nvec)).long()
-        action = action[..., 0] if act.kind == "discrete" else action
-    flags = {key: torch.zeros(lead, dtype=torch.bool) for key in ("is_first", "is_last")}
-    batch = {"obs": obs, "action": action, "reward": uniform(), **flags}
-    batch["is_terminal"] = torch.zeros(lead, dtype=torch.bool)
-    batch["step_id"] = torch.arange(STEPS).expand(lead).contiguous()
+    batch = sequences(spec)
+    batch["step_id"] = torch.arange(STEPS).expand(BATCH, STEPS).contiguous()
     if latents:
-        stoch = (uniform(TINY["stoch"]) * TINY["classes"]).to(torch.uint8)
-        batch["latents"] = {"deter": uniform(TINY["deter"]) * 2 - 1, "stoch": stoch}
+        generator = torch.Generator().manual_seed(4)
+        stoch = torch.randint(
+            TINY["classes"], (BATCH, STEPS, TINY["stoch"]), generator=generator, dtype=torch.uint8
+        )
+        deter = torch.empty(BATCH, STEPS, TINY["deter"]).uniform_(-1, 1, generator=generator)
+        batch["latents"] = {"deter": deter, "stoch": stoch}
     return batch
 
 
@@ -85,26 +75,9 @@ def written_states(model: DreamerV3, batch: dict[str, Any]) -> dict[str, Tensor]
     return latents
 
 
-def train(model: DreamerV3, batch: dict[str, Any], updates: int) -> None:
-    optimizer = model.configure_optimizers()
-    for _ in range(updates):
-        optimizer.zero_grad()
-        model.training_step(batch, 0).backward()
-        optimizer.step()
-        model.after_update()
-
-
-def parts_with_gradient(model: DreamerV3) -> set[str]:
-    return {
-        name.split(".")[0]
-        for name, p in model.named_parameters()
-        if p.grad is not None and (p.grad != 0).any()
-    }
-
-
 class TestTrainingStep:
     def test_every_parameter_gets_a_finite_gradient(self, spec: Spec) -> None:
-        model = build(spec, shake=0.0)
+        model = build(spec, amount=0.0)
         loss = model.training_step(make_batch(spec), 0)
         loss.backward()
         assert loss.isfinite()
@@ -169,6 +142,27 @@ class TestTrainingStep:
         targets = [0.9 if contdisc else 1.0] * (BATCH * (STEPS - 1) - 1) + [0.0]
         entropy = [-(y * p.log() + (1 - y) * (1 - p).log()) for y in targets]
         torch.testing.assert_close(model.last_losses["continue"], torch.stack(entropy).mean())
+
+    def test_free_nats_are_of_each_step_after_the_sum_over_latents(self) -> None:
+        spec, batch = SPECS["discrete"], make_batch(SPECS["discrete"])
+        model = build(spec)
+        torch.manual_seed(5)
+        seen = model.filter(batch)
+        kl = seen.posterior.kl(seen.prior)
+        assert kl.shape == (BATCH, STEPS - 1)
+        model.free_nats = kl.median().item()
+        assert kl.min() < model.free_nats < kl.max()
+        torch.manual_seed(5)
+        model.training_step(batch, 0)
+        expected = kl.clamp(min=model.free_nats).mean().detach()
+        assert expected > max(kl.mean().item(), model.free_nats)
+        for side in ("dynamics", "representation"):
+            torch.testing.assert_close(model.last_losses[side], expected)
+
+    def test_steps_below_the_free_nats_train_nothing(self) -> None:
+        batch = make_batch(SPECS["discrete"])
+        for side in ("dynamics", "representation"):
+            assert parts_trained_by(build(SPECS["discrete"], free_nats=1e3), side, batch) == set()
 
 
 class TestAlignment:
@@ -246,12 +240,10 @@ class TestGradientFlow:
 
     def parts(self, name: str, apart: bool = False) -> tuple[DreamerV3, set[str]]:
         spec = SPECS["discrete"]
-        scales = {key: float(key == name) for key in LOSS_SCALES}
-        model = build(spec, loss_scales=scales, free_nats=0.0)
+        model = build(spec, free_nats=0.0)
         batch = make_batch(spec)
         batch["is_first"][:] = apart
-        model.training_step(batch, 0).backward()
-        return model, parts_with_gradient(model)
+        return model, parts_trained_by(model, name, batch)
 
     @pytest.mark.parametrize(
         ("loss", "heads", "into_world_model"),
@@ -284,8 +276,45 @@ class TestGradientFlow:
         assert touched(model.rssm.posterior_out)
 
 
-def touched(module: nn.Module) -> bool:
-    return any(p.grad is not None and (p.grad != 0).any() for p in module.parameters())
+class TestAblations:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"latent": "gaussian"},
+            {"deterministic": False},
+            {"stochastic": False},
+            {"two_hot": False},
+        ],
+        ids=str,
+    )
+    def test_trains_and_acts(self, options: dict[str, Any]) -> None:
+        spec = SPECS["discrete"]
+        model, batch = build(spec, **options), make_batch(spec, latents=False)
+        latents = written_states(model, batch)
+        for key, (shape, dtype) in model.latent_fields().items():
+            assert latents[key].shape == (BATCH, STEPS - 1, *shape)
+            assert str(latents[key].dtype) == f"torch.{dtype}"
+        batch["latents"] = model.latents(model.observe(batch))
+        train(model, batch, 2)
+        assert all(loss.isfinite() for loss in model.last_losses.values())
+        obs = {key: value[:, 0] for key, value in batch["obs"].items()}
+        action, _ = model.act(obs, model.initial_state(BATCH), explore=True)
+        assert action.shape == (BATCH,)
+
+
+def test_rewards_are_learnt_in_their_unit_and_dreamed_in_the_environments() -> None:
+    spec, batch = SPECS["discrete"], make_batch(SPECS["discrete"])
+    plain, scaled = build(spec), build(spec, reward_unit=4.0)
+    for model, factor in ((plain, 1), (scaled, 4)):
+        torch.manual_seed(5)
+        model.training_step({**batch, "reward": factor * batch["reward"]}, 0)
+    for key, loss in plain.last_losses.items():  # the value of replayed rewards, too
+        torch.testing.assert_close(scaled.last_losses[key], loss)
+    dreams = []
+    for model in (plain, scaled):
+        torch.manual_seed(1)
+        dreams.append(model.imagine(model.initial_state(BATCH), batch["action"], 3).reward)
+    torch.testing.assert_close(dreams[1], 4 * dreams[0])
 
 
 def test_the_slow_critic_follows_the_critic_after_each_update() -> None:
@@ -300,7 +329,7 @@ def test_the_slow_critic_follows_the_critic_after_each_update() -> None:
 
 
 def test_a_new_slow_critic_equals_the_critic() -> None:
-    model = build(SPECS["discrete"], shake=0.0)
+    model = build(SPECS["discrete"], amount=0.0)
     critic, slow = model.critic.state_dict(), model.slow_critic.state_dict()
     assert all(torch.equal(slow[key], value) for key, value in critic.items())
 
@@ -352,7 +381,7 @@ class TestActing:
         def act(explore: bool) -> Tensor:
             return model.act(obs, model.initial_state(BATCH), explore=explore)[0]
 
-        model.rssm.unimix = 0.0
+        model.rssm.latent.mixture = 0.0
         torch.manual_seed(0)
         torch.testing.assert_close(act(False), act(False), atol=0, rtol=0)
         assert not torch.equal(act(True), act(True))

@@ -8,7 +8,8 @@ from torch import nn
 
 from datamodules.errors import UserError
 from datamodules.spec import ActionSpec, ArraySpec, Spec
-from zoo.dreamer_v3.module import SIZES, DreamerV3
+from zoo.dreamer_v3.module import DreamerV3
+from zoo.dreamer_v3.sizes import SIZES
 
 # dm_control walker-walk: 1 + 14 + 9 numbers, 6 torques.
 VECTORS = {"height": 1, "orientations": 14, "velocity": 9}

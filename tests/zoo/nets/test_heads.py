@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from datamodules.spec import ActionSpec
-from zoo.nets.distributions import BoundedNormal, Categorical
-from zoo.nets.heads import ActionHead, BinaryHead, TwoHotHead
+from zoo.nets.distributions import (
+    BoundedNormal,
+    Categorical,
+    TanhNormal,
+    TruncatedNormal,
+    UnitNormal,
+)
+from zoo.nets.heads import ActionHead, BinaryHead, ScalarHead, TwoHotHead
+from zoo.nets.layers import ELU, GlorotLinear
 
 X = torch.randn(5, 7, 12, generator=torch.Generator().manual_seed(0))
 
@@ -45,3 +52,30 @@ def test_policies_start_almost_uniform(
         torch.testing.assert_close(policy.entropy(), expected, atol=1e-3, rtol=0)
     else:
         assert policy.pred().abs().max() < 0.05
+
+
+def test_scalar_head_is_the_mean_of_a_unit_normal() -> None:
+    torch.manual_seed(0)
+    head = ScalarHead(12, 2, 8, ELU)
+    output = head(X)
+    assert isinstance(output, UnitNormal)
+    assert output.pred().shape == (5, 7)
+    x = X
+    for dense in head.mlp:
+        x = torch.nn.functional.elu(dense.linear(x))
+    torch.testing.assert_close(output.pred(), (x @ head.out.weight.T + head.out.bias)[..., 0])
+
+
+@pytest.mark.parametrize("box", [TanhNormal, TruncatedNormal])
+def test_policies_of_the_older_papers(box: type) -> None:
+    torch.manual_seed(0)
+    action = ActionSpec("box", low=(-1.0,) * 3, high=(1.0,) * 3)
+    head = ActionHead(12, 2, 8, action, ELU, box, out_scale=None)
+    assert isinstance(head.out, GlorotLinear)
+    assert isinstance(head.std, GlorotLinear)
+    policy = head(X)
+    assert isinstance(policy, box)
+    expected = box(head.out(head.mlp(X)), head.std(head.mlp(X)))
+    torch.testing.assert_close(policy.mean, expected.mean)
+    torch.testing.assert_close(policy.std, expected.std)
+    assert policy.sample().shape == (5, 7, 3)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.nets.layers import (
+    ELU,
     MLP,
+    RELU,
     BlockLinear,
     Conv2d,
+    Dense,
+    GlorotLinear,
     ImageNormSiLU,
     Linear,
+    Style,
     _NormSiLU,
     norm_silu,
+    randomize_biases,
 )
 
 
@@ -127,5 +134,50 @@ def test_mlp_is_layers_of_linear_norm_silu() -> None:
     expected = x
     for dense in mlp:
         expected = expected @ dense.linear.weight.T + dense.linear.bias
-        expected = composed(expected, dense.norm.weight)
+        expected = composed(expected, dense.activation.weight)
     torch.testing.assert_close(mlp(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("style", "function"),
+    [(ELU, torch.nn.functional.elu), (RELU, torch.relu)],
+    ids=["elu", "relu"],
+)
+def test_layers_of_the_older_papers_have_no_norm(style: Style, function: Callable) -> None:
+    mlp = MLP(3, 2, 4, style)
+    x = torch.randn(6, 3)
+    expected = x
+    for dense in mlp:
+        expected = function(expected @ dense.linear.weight.T + dense.linear.bias)
+    torch.testing.assert_close(mlp(x), expected)
+    assert sum(p.numel() for p in mlp.parameters()) == 3 * 4 + 4 + 4 * 4 + 4
+
+
+def test_layers_of_the_older_papers_start_as_in_keras() -> None:
+    layer = Dense(400, 200, ELU).linear
+    assert isinstance(layer, GlorotLinear)
+    limit = math.sqrt(6 / 600)
+    assert 0.99 * limit < layer.weight.abs().max() <= limit
+    assert layer.weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.02)
+    assert (layer.bias == 0).all()
+
+
+def test_random_biases_have_the_size_of_the_fan_in() -> None:
+    net = nn.ModuleDict(
+        {
+            "hidden": MLP(100, 1, 5000),
+            "zero": Linear(16, 3, out_scale=0.0),
+            "small": Linear(16, 3, out_scale=0.01),
+            "older": GlorotLinear(16, 3),
+            "image": Conv2d(3, 4),
+        }
+    )
+    weights = {key: p.clone() for key, p in net.named_parameters() if key.endswith("weight")}
+    randomize_biases(net)
+    bias = net["hidden"][0].linear.bias
+    assert 0.099 < bias.abs().max() <= 0.1
+    assert bias.std().item() == pytest.approx(0.1 / math.sqrt(3), rel=0.03)
+    assert abs(bias.mean().item()) < 0.005
+    for key in ("zero", "small", "older", "image"):
+        assert (net[key].bias == 0).all(), key
+    assert all(torch.equal(dict(net.named_parameters())[key], w) for key, w in weights.items())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.nets.optim import LaProp, adaptive_clip_, schedule
+from zoo.nets.optim import ClippedAdam, LaProp, adaptive_clip_, schedule
 
 STARTS = [[3.0, -4.0], [0.5], [0.0, 0.0, 0.0]]
 
@@ -125,3 +125,111 @@ def test_annealing_falls_to_a_tenth() -> None:
     annealed_step = moved[1][zero] - moved[0][zero]
     constant_step = constant[1][zero] - constant[0][zero]
     torch.testing.assert_close(annealed_step, 0.28 * constant_step, rtol=0.02, atol=0)
+
+
+def flat(groups: list[list[nn.Parameter]]) -> list[nn.Parameter]:
+    return [p for group in groups for p in group]
+
+
+class TestClippedAdam:
+    """Against one `torch.optim.Adam` per group, each after `clip_grad_norm_`."""
+
+    RATES, EPSILONS, CLIP = (0.1, 0.02), (1e-5, 1e-3), 2.0
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        generator = torch.Generator().manual_seed(0)
+        sizes = ([(3, 2), (4,)], [(5,), (1,)])
+        return [
+            [nn.Parameter(torch.randn(size, generator=generator)) for size in group]
+            for group in sizes
+        ]
+
+    def set_gradients(self, groups: list[list[nn.Parameter]], step: int) -> None:
+        """The first group's norm is far above the clip, the second's below."""
+        generator = torch.Generator().manual_seed(step)
+        for group, size in zip(groups, (30.0, 0.1), strict=True):
+            for p in group:
+                p.grad = size * torch.randn(p.shape, generator=generator)
+
+    def clipped(self, groups: list[list[nn.Parameter]], decay: float = 0.0) -> ClippedAdam:
+        parts = zip(groups, self.RATES, self.EPSILONS, strict=True)
+        settings = [{"params": group, "lr": lr, "eps": eps} for group, lr, eps in parts]
+        return ClippedAdam(settings, self.CLIP, weight_decay=decay)
+
+    @pytest.mark.parametrize("decay", [0.0, 0.03])
+    def test_equals_separate_adams(self, decay: float) -> None:
+        ours, theirs = self.groups(), self.groups()
+        optimizer = self.clipped(ours, decay)
+        parts = zip(theirs, self.RATES, self.EPSILONS, strict=True)
+        separate = [torch.optim.Adam(group, lr=lr, eps=eps) for group, lr, eps in parts]
+        for step in range(5):
+            self.set_gradients(ours, step)
+            self.set_gradients(theirs, step)
+            optimizer.step()
+            for group, adam in zip(theirs, separate, strict=True):
+                torch.nn.utils.clip_grad_norm_(group, self.CLIP)
+                with torch.no_grad():
+                    for p in group:
+                        p.mul_(1 - decay)  # whatever the learning rate
+                adam.step()
+            for found, expected in zip(flat(ours), flat(theirs), strict=True):
+                torch.testing.assert_close(found, expected)
+
+    def test_each_group_is_clipped_by_its_own_norm(self) -> None:
+        groups = self.groups()
+        optimizer = self.clipped(groups)
+        self.set_gradients(groups, 0)
+        before = [[p.grad.clone() for p in group] for group in groups]  # type: ignore[union-attr]
+        optimizer.step()
+        norms = [torch.cat([g.flatten() for g in grads]).norm() for grads in before]
+        assert norms[1] < self.CLIP < norms[0]
+        scales = (self.CLIP / norms[0], torch.ones(()))
+        for group, grads, scale in zip(groups, before, scales, strict=True):
+            for p, g in zip(group, grads, strict=True):
+                assert p.grad is not None
+                torch.testing.assert_close(p.grad, scale * g)
+
+    def test_weight_decay_takes_its_share(self) -> None:
+        groups = self.groups()
+        optimizer = self.clipped(groups, decay=0.1)
+        starts = [p.detach().clone() for p in flat(groups)]
+        for _ in range(3):
+            for p in flat(groups):
+                p.grad = torch.zeros_like(p)
+            optimizer.step()
+        for p, start in zip(flat(groups), starts, strict=True):
+            torch.testing.assert_close(p.detach(), 0.9**3 * start)
+
+    def test_epsilon_is_shared_where_a_group_has_none(self) -> None:
+        p = nn.Parameter(torch.ones(1))
+        optimizer = ClippedAdam([{"params": [p], "lr": 0.5}], 1.0, eps=1.0)
+        p.grad = torch.ones(1)
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), torch.tensor([1 - 0.5 * 1 / (1 + 1.0)]))
+
+    def test_returns_the_loss_of_the_closure(self) -> None:
+        p = nn.Parameter(torch.tensor([3.0]))
+        optimizer = ClippedAdam([{"params": [p], "lr": 0.1}], 1.0)
+
+        def closure() -> Tensor:
+            loss = p.square().sum()
+            loss.backward()
+            return loss
+
+        assert optimizer.step(closure).item() == 9.0
+        assert p.item() == pytest.approx(2.9)
+
+    def test_its_state_survives_a_round_trip(self) -> None:
+        first, second = self.groups(), self.groups()
+        optimizer, resumed = self.clipped(first, 0.01), self.clipped(second, 0.01)
+        for step in range(2):
+            self.set_gradients(first, step)
+            optimizer.step()
+        with torch.no_grad():
+            for p, q in zip(flat(first), flat(second), strict=True):
+                q.copy_(p)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for groups, opt in ((first, optimizer), (second, resumed)):
+            self.set_gradients(groups, 2)
+            opt.step()
+        assert all(torch.equal(p, q) for p, q in zip(flat(first), flat(second), strict=True))

@@ -7,9 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.nets.distributions import Categorical, TwoHot, symexp_bins
+from zoo.nets.distributions import BoundedNormal, Categorical, TwoHot, symexp_bins
 from zoo.returns import ReturnNormalizer
-from zoo.rssm.behavior import imagination_losses, replay_value_loss
+from zoo.rssm.behavior import (
+    arrival_weights,
+    imagination_losses,
+    mixed_objective,
+    own_reward_targets,
+    replay_value_loss,
+)
 
 BINS = symexp_bins(7, 3.0)
 ROWS, HORIZON, LAM, ENTROPY = 2, 3, 0.9, 0.01
@@ -166,3 +172,114 @@ def test_replay_value_loss_equals_the_loop() -> None:
                 expected[n, t] = cross_entropy(row, following) + slow * cross_entropy(row, target)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert (found[0, 2], found[1, 1]) == (0, 0)
+
+
+class TestOwnRewardTargets:
+    """Dreamers V1 and V2: the reward of arriving in a state belongs to its own value."""
+
+    REWARD = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    VALUE = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
+
+    def test_four_states_by_hand(self) -> None:
+        discount = torch.full((1, 4), 0.5)
+        found = own_reward_targets(self.REWARD, self.VALUE, discount, 0.5)
+        third = 3 + 0.5 * 40
+        second = 2 + 0.5 * (0.5 * 30 + 0.5 * third)
+        first = 1 + 0.5 * (0.5 * 20 + 0.5 * second)
+        assert found.tolist() == [[first, second, third]] == [[9.8125, 15.25, 23.0]]
+        assert arrival_weights(discount).tolist() == [[1.0, 0.5, 0.25, 0.125]]
+
+    def test_nothing_comes_after_the_end_of_an_episode(self) -> None:
+        discount = torch.tensor([[0.5, 0.0, 0.8, 0.9]])  # the second state is terminal
+        found = own_reward_targets(self.REWARD, self.VALUE, discount, 0.5)
+        # The reward of arriving there still counts.
+        torch.testing.assert_close(found, torch.tensor([[1 + 0.5 * (10 + 1), 2.0, 3 + 0.8 * 40]]))
+        torch.testing.assert_close(arrival_weights(discount), torch.tensor([[1.0, 0.5, 0.0, 0.0]]))
+
+    def test_what_has_no_influence(self) -> None:
+        discount = torch.tensor([[0.5, 0.6, 0.8, 0.9]])
+        base = own_reward_targets(self.REWARD, self.VALUE, discount, 0.5)
+        reward, value, later = self.REWARD.clone(), self.VALUE.clone(), discount.clone()
+        # The reward and the discount of the last state are part of its value; a state's own value
+        # is what its target is for.
+        reward[0, -1] = value[0, 0] = later[0, -1] = 99.0
+        assert torch.equal(own_reward_targets(reward, value, later, 0.5), base)
+        assert torch.equal(arrival_weights(later), arrival_weights(discount))
+
+    @pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
+    def test_is_the_weighted_average_of_the_paper(self, lam: float) -> None:
+        """Dreamer V1, equations 5 and 6, with n-step returns cut at the horizon."""
+        horizon, gamma = 5, 0.9
+        reward, value = logits(8, 1, horizon).double(), logits(9, 1, horizon).double()
+        discount = torch.full_like(reward, gamma)
+
+        def steps(start: int, count: int) -> float:
+            end = min(start + count, horizon - 1)
+            total = sum(gamma ** (n - start) * reward[0, n].item() for n in range(start, end))
+            return total + gamma ** (end - start) * value[0, end].item()
+
+        found = own_reward_targets(reward, value, discount, lam)
+        assert found.shape == (1, horizon - 1)
+        for t in range(horizon - 1):
+            average = (1 - lam) * sum(lam ** (n - 1) * steps(t, n) for n in range(1, horizon))
+            average += lam ** (horizon - 1) * steps(t, horizon)
+            assert found[0, t].item() == pytest.approx(average)
+
+    def test_gradients_flow_through_rewards_values_and_discounts(self) -> None:
+        discount = torch.tensor([[0.5, 0.6, 0.8, 0.9]], requires_grad=True)
+        reward, value = (x.clone().requires_grad_() for x in (self.REWARD, self.VALUE))
+        target = own_reward_targets(reward, value, discount, 0.5)
+        to_reward, to_value, to_discount = torch.autograd.grad(
+            target[0, 0], (reward, value, discount)
+        )
+        expected = torch.tensor([[1.0, 0.5 * 0.5, 0.25 * 0.6 * 0.5, 0.0]])
+        torch.testing.assert_close(to_reward, expected)
+        last = 0.25 * 0.6 * 0.5 * 0.8
+        expected = torch.tensor([[0.0, 0.5 * 0.5, 0.25 * 0.6 * 0.5, last]])
+        torch.testing.assert_close(to_value, expected)
+        assert (to_discount[0, :3] > 0).all()
+        assert to_discount[0, 3] == 0
+        assert not arrival_weights(discount).requires_grad
+
+
+class TestMixedObjective:
+    MIXES = (0.0, 0.1, 1.0)
+    ACTION = torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the policy, target, baseline."""
+        parts = logits(10, 1, 2, 3), torch.tensor([[1.5, -0.5]]), torch.tensor([[1.0, 1.0]])
+        return tuple(part.requires_grad_() for part in parts)  # type: ignore[return-value]
+
+    @pytest.mark.parametrize("mix", MIXES)
+    def test_value_and_gradients(self, mix: float) -> None:
+        raw, target, baseline = self.parts()
+        found = mixed_objective(Categorical(raw, (3,)), self.ACTION, target, baseline, mix)
+        log_prob = (raw.log_softmax(-1) * self.ACTION).sum(-1)
+        advantage = torch.tensor([[0.5, -1.5]])
+        torch.testing.assert_close(found, mix * target + (1 - mix) * log_prob * advantage)
+        wrt = (raw, target, baseline)
+        to_raw, to_target, to_baseline = torch.autograd.grad(
+            found.sum(), wrt, allow_unused=True, retain_graph=True
+        )
+        assert to_baseline is None
+        if mix:
+            torch.testing.assert_close(to_target, torch.full((1, 2), mix))
+        else:
+            assert to_target is None  # the advantage is a constant
+        if mix < 1:
+            (expected,) = torch.autograd.grad(((1 - mix) * log_prob * advantage).sum(), raw)
+            torch.testing.assert_close(to_raw, expected)
+        else:
+            assert to_raw is None
+
+    def test_reinforce_sees_actions_as_constants(self) -> None:
+        mean = torch.zeros(1, 2, 1, requires_grad=True)
+        policy = BoundedNormal(mean, torch.zeros(1, 2, 1))
+        action = policy.sample()
+        target, baseline = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+        found = mixed_objective(policy, action, target, baseline, 0.0)
+        (grad,) = torch.autograd.grad(found.sum(), mean)
+        # d log N / d mean = (a - mean) / std^2, times the advantages 1 and -1; tanh'(0) = 1.
+        expected = action.detach() / policy.std**2 * torch.tensor([1.0, -1.0]).view(1, 2, 1)
+        torch.testing.assert_close(grad, expected)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from datamodules.spec import ActionSpec, ArraySpec, Spec
-from zoo.nets.distributions import symexp, symlog
-from zoo.rssm.observations import Decoder, Encoder
+from zoo.nets.distributions import UnitNormal, symexp, symlog
+from zoo.nets.layers import ELU
+from zoo.rssm.observations import Decoder, Encoder, pixels, same
+from zoo.rssm.vision import BlockDecoder, PooledEncoder, StridedEncoder, TransposedDecoder
 
 ACTION = ActionSpec("discrete", nvec=(2,))
 ARRAYS = {
@@ -24,6 +28,16 @@ ARRAYS = {
     },
 }
 SIZES = {"vectors": 6, "matrix": 6, "image": 8 * 16, "wide": 8 * 12, "mixed": 6 + 8 * 16}
+
+
+def make_encoder(spec: Spec, depth: int = 2, layers: int = 2, units: int = 6) -> Encoder:
+    return Encoder(spec, partial(PooledEncoder, depth=depth), layers, units)
+
+
+def make_decoder(spec: Spec, latent: int = 12, depth: int = 2, layers: int = 2) -> Decoder:
+    """DreamerV3's, for h of width 16."""
+    vision = partial(BlockDecoder, deter=16, latent=latent, depth=depth, units=6, blocks=8)
+    return Decoder(spec, 16 + latent, vision, layers, 6)
 
 
 def observations(spec: Spec, *batch: int) -> dict[str, Tensor]:
@@ -43,14 +57,14 @@ def case(request: pytest.FixtureRequest) -> tuple[str, Spec]:
 
 def test_encoder_gives_one_token_vector_per_step(case: tuple[str, Spec]) -> None:
     name, spec = case
-    encoder = Encoder(spec, depth=2, layers=2, units=6)
+    encoder = make_encoder(spec)
     assert encoder.size == SIZES[name]
     assert encoder(observations(spec, 2, 3)).shape == (2, 3, SIZES[name])
 
 
 def test_decoder_predicts_what_came_in(case: tuple[str, Spec]) -> None:
     _, spec = case
-    decoder = Decoder(spec, deter=16, stoch=12, depth=2, layers=2, units=6)
+    decoder = make_decoder(spec)
     obs = observations(spec, 2, 3)
     outputs = decoder(torch.randn(2, 3, 28))
     assert outputs.keys() == obs.keys()
@@ -72,8 +86,8 @@ def test_decoder_predicts_what_came_in(case: tuple[str, Spec]) -> None:
 def test_every_parameter_takes_part(case: tuple[str, Spec]) -> None:
     _, spec = case
     obs = observations(spec, 1, 2)
-    encoder = Encoder(spec, depth=2, layers=2, units=6)
-    decoder = Decoder(spec, deter=16, stoch=12, depth=2, layers=2, units=6)
+    encoder = make_encoder(spec)
+    decoder = make_decoder(spec)
     outputs = decoder(torch.randn(1, 2, 28))
     loss = encoder(obs).square().sum() + sum(decoder.losses(outputs, obs).values()).sum()
     loss.backward()
@@ -84,11 +98,11 @@ def test_every_parameter_takes_part(case: tuple[str, Spec]) -> None:
 
 def test_encoder_reads_pixels_around_zero_and_vectors_in_symlog() -> None:
     spec = Spec(ARRAYS["mixed"], ACTION)
-    encoder = Encoder(spec, depth=2, layers=1, units=6)
+    encoder = make_encoder(spec, layers=1)
     obs = observations(spec, 1, 1)
     pixels = torch.cat([obs["depth"], obs["front"]], -1)  # keys in alphabetical order
     x = pixels[:, 0].permute(0, 3, 1, 2) / 255 - 0.5
-    for conv, pool, norm in encoder.convs:
+    for conv, pool, norm in encoder.vision.convs:
         x = norm(pool(conv(x)))
     expected = torch.cat([encoder.mlp(symlog(obs["vector"][:, 0])), x.movedim(1, -1).flatten(1)], 1)
     torch.testing.assert_close(encoder(obs)[:, 0], expected)
@@ -96,7 +110,7 @@ def test_encoder_reads_pixels_around_zero_and_vectors_in_symlog() -> None:
 
 def test_images_are_probabilities_and_vectors_have_units() -> None:
     spec = Spec(ARRAYS["mixed"], ACTION)
-    decoder = Decoder(spec, deter=16, stoch=12, depth=2, layers=1, units=6)
+    decoder = make_decoder(spec, layers=1)
     outputs = decoder(100 * torch.randn(1, 2, 28))
     assert outputs["front"].pred().min() >= 0
     assert outputs["front"].pred().max() <= 1
@@ -105,9 +119,11 @@ def test_images_are_probabilities_and_vectors_have_units() -> None:
 
 def test_each_block_of_the_state_paints_its_own_channels() -> None:
     spec = Spec(ARRAYS["image"], ACTION)
-    decoder = Decoder(spec, deter=16, stoch=4, depth=4, layers=1, units=6, blocks=8)
+    decoder = make_decoder(spec, latent=4, depth=4, layers=1)
     painted: list[Tensor] = []
-    decoder.grid_norm.register_forward_pre_hook(lambda _, args: painted.append(args[0].detach()))
+    decoder.vision.grid_norm.register_forward_pre_hook(
+        lambda _, args: painted.append(args[0].detach())
+    )
     base = torch.zeros(1, 20)
     changed = base.clone()
     changed[0, 2] = 1.0  # the second block holds numbers 2 and 3
@@ -122,10 +138,63 @@ def test_each_block_of_the_state_paints_its_own_channels() -> None:
 def test_impossible_image_sizes_are_named(shape: tuple[int, ...]) -> None:
     spec = Spec({"image": ArraySpec(shape, "uint8")}, ACTION)
     with pytest.raises(UserError, match=f"image size {shape[0]}x{shape[1]}.*size=64"):
-        Encoder(spec, 2, 1, 6)
+        make_encoder(spec)
+
+
+def test_decoders_whose_channels_do_not_split_into_blocks_are_refused() -> None:
+    with pytest.raises(UserError, match=r"depth 3: 4 . depth must be divisible by 8 blocks"):
+        make_decoder(Spec(ARRAYS["image"], ACTION), depth=3)
 
 
 def test_images_of_different_sizes_are_refused() -> None:
     arrays = {"a": ArraySpec((64, 64, 3), "uint8"), "b": ArraySpec((48, 64, 3), "uint8")}
     with pytest.raises(UserError, match="different sizes"):
-        Encoder(Spec(arrays, ACTION), 2, 1, 6)
+        make_encoder(Spec(arrays, ACTION))
+
+
+class TestOlderPapers:
+    """The same frames with the vision, layers and distributions of PlaNet, Dreamers V1 and V2."""
+
+    def parts(self) -> tuple[Spec, Encoder, Decoder]:
+        torch.manual_seed(0)
+        spec = Spec(ARRAYS["mixed"], ACTION)
+        eyes = partial(StridedEncoder, depth=2, activation=nn.ELU)
+        hand = partial(TransposedDecoder, features=28, depth=2, activation=nn.ELU)
+        encoder = Encoder(spec, eyes, 1, 6, ELU, squash=same)
+        return spec, encoder, Decoder(spec, 28, hand, 1, 6, ELU, UnitNormal)
+
+    def test_encoder_reads_pixels_around_zero_and_vectors_as_they_are(self) -> None:
+        spec, encoder, _ = self.parts()
+        obs = observations(spec, 2, 3)
+        tokens = encoder(obs)
+        assert tokens.shape == (2, 3, encoder.size) == (2, 3, 6 + 64)
+        joined = torch.cat([obs["depth"], obs["front"]], -1).flatten(0, 1)
+        image = encoder.vision(joined.permute(0, 3, 1, 2) / 255 - 0.5).view(2, 3, -1)
+        vector = encoder.mlp(obs["vector"])
+        torch.testing.assert_close(tokens, torch.cat([vector, image], -1))
+
+    def test_losses_are_half_the_squared_errors(self) -> None:
+        spec, _, decoder = self.parts()
+        obs = observations(spec, 2, 3)
+        outputs = decoder(torch.randn(2, 3, 28))
+        losses = decoder.losses(outputs, obs)
+        assert losses.keys() == obs.keys()
+        for key, loss in losses.items():
+            target = obs[key] / 255 - 0.5 if spec.obs[key].is_image else obs[key]
+            error = (outputs[key].mean - target).square().flatten(2).sum(-1)
+            torch.testing.assert_close(loss, 0.5 * error)
+
+    def test_pictures_are_in_0_to_1(self) -> None:
+        _, _, decoder = self.parts()
+        outputs = decoder(100 * torch.randn(1, 2, 28))
+        for key in ("front", "depth"):
+            assert outputs[key].pred().min() == 0
+            assert outputs[key].pred().max() == 1
+            assert outputs[key].mean.min() < -0.5
+        assert torch.equal(outputs["vector"].pred(), outputs["vector"].mean)
+
+
+def test_pixels_are_scaled_once() -> None:
+    image = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    torch.testing.assert_close(pixels(image), torch.tensor([0.0, 0.2, 1.0]))
+    assert torch.equal(pixels(pixels(image)), pixels(image))
