@@ -103,43 +103,24 @@ def measure_gap(
     states = model.observe(recording.batch)
     metrics: dict[str, float] = {}
 
-    row, step = _starts(recording, context, starts, 1)
+    row, step = recording.starts(context, starts)
     if len(row):
         state = {key: value[row, step] for key, value in states.items()}
         metrics |= _open_loop(model, recording, state, row, step, horizon)
 
     # a whole horizon must be on record, unless the task ended: then nothing more can be earned
-    row, step = _starts(recording, context, starts, horizon)
+    row, step = recording.starts(context, starts, horizon)
     if len(row):
         state = {key: value[row, step] for key, value in states.items()}
         dream = model.imagine(state, None, horizon)
         arrives = torch.cat([torch.ones_like(dream.cont[:, :1]), dream.cont[:, :-1]], 1).cumprod(1)
         dreamed = float((dream.reward * arrives).sum(1).mean())
         reward = recording.after("reward", row, step, horizon)
-        earned = float((reward * _recorded(recording, row, step, horizon)).sum(1).mean())
+        earned = float((reward * recording.recorded(row, step, horizon)).sum(1).mean())
         metrics |= {"eval/dream_return": dreamed, "eval/real_return": earned}
         if earned != 0.0:
             metrics["eval/dream_reality_gap"] = dreamed / earned
     return metrics
-
-
-def _starts(recording: Recording, context: int, count: int, follow: int) -> tuple[Tensor, Tensor]:
-    """Up to `count` places (episode, step), evenly spread, with `context` steps up to there.
-
-    At least `follow` recorded steps come after each, or at least one and then the task's end.
-    """
-    time = torch.arange(int(recording.length.max()), device=recording.length.device)
-    left = recording.length[:, None] - 1 - time
-    enough = torch.where(recording.terminal, 1, follow)[:, None]
-    row, step = torch.nonzero((time >= context - 1) & (left >= enough), as_tuple=True)
-    picked = torch.linspace(0, len(row) - 1, min(count, len(row)), device=row.device).long()
-    return row[picked], step[picked]
-
-
-def _recorded(recording: Recording, row: Tensor, step: Tensor, horizon: int) -> Tensor:
-    """(N, horizon) whether so many steps after the start the episode was still on record."""
-    later = step[:, None] + torch.arange(1, horizon + 1, device=step.device)
-    return later < recording.length[row][:, None]
 
 
 def _open_loop(
@@ -154,7 +135,7 @@ def _open_loop(
     actions = recording.after("action", row, step - 1, horizon)
     dream = model.imagine(state, actions, horizon)
     decoded = model.decode(dream.state)
-    recorded = _recorded(recording, row, step, horizon)
+    recorded = recording.recorded(row, step, horizon)
     reward_error = (dream.reward - recording.after("reward", row, step, horizon)).abs()
     metrics = {}
     for k in (k for k in STEPS_AHEAD if k <= horizon):

@@ -3,7 +3,7 @@ import torch
 from callback_standins import EPISODE, PerfectDreamer, TinyData, TinyModel, rows, trainer, walk_spec
 
 from callbacks.budget import Budget
-from callbacks.dream_gap import DreamRealityGap, _starts
+from callbacks.dream_gap import DreamRealityGap
 from callbacks.episodes import Recording
 from datamodules.errors import UserError
 
@@ -50,13 +50,13 @@ def test_starts_are_where_enough_was_recorded():
     recording = Recording(
         {}, length=torch.tensor([10, 10, 3]), terminal=torch.tensor([True, False, True])
     )
-    row, step = _starts(recording, context=4, count=100, follow=5)
+    row, step = recording.starts(context=4, count=100, follow=5)
     places = list(zip(row.tolist(), step.tolist(), strict=True))
     # the first ends terminally: up to its last but one step; the second is cut: 5 must follow
     assert places == [(0, t) for t in range(3, 9)] + [(1, t) for t in range(3, 5)]
-    row, step = _starts(recording, context=4, count=3, follow=5)
+    row, step = recording.starts(context=4, count=3, follow=5)
     assert list(zip(row.tolist(), step.tolist(), strict=True)) == [(0, 3), (0, 6), (1, 4)]
-    assert len(_starts(recording, context=20, count=3, follow=5)[0]) == 0
+    assert len(recording.starts(context=20, count=3, follow=5)[0]) == 0
 
 
 def test_models_that_do_not_dream_are_refused(tmp_path):
