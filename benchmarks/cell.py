@@ -82,7 +82,7 @@ class Cell:
     eval_every: int = 500
     eval_episodes: int = 10
     base: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:

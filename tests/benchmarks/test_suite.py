@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 
+from benchmarks.cell import fit_command
 from benchmarks.suite import list_suites, load_suite, parse_suite
 from datamodules.errors import UserError
 
@@ -77,3 +80,18 @@ def test_unknown_suites_suggest_the_nearest():
 def test_no_seeds_is_a_mistake():
     with pytest.raises(UserError, match="at least one seed, not 0"):
         load_suite("smoke").cells(0)
+
+
+def test_a_variant_is_a_preset_with_options():
+    options = {"model.lam": 0.0, "model.loss_scales": {"reward": 2.0}}
+    variant = {**ENTRY, "model": "dreamer-v3", "variant": "lambda-0", "options": options}
+    suite = parse_suite({"name": "s", "title": "S", "entries": [ENTRY, variant]})
+    _, cell = suite.cells(seeds=1)
+    assert cell.name == "dreamer-v3/lambda-0 seed=0"
+    command = fit_command(cell, Path("here"))
+    assert command[0] == "dreamer-v3/cartpole"
+    assert "--model.lam=0.0" in command
+    assert '--model.loss_scales={"reward": 2.0}' in command
+    assert parse_suite(suite.to_dict()) == suite
+    with pytest.raises(UserError, match="has options but no variant"):
+        parse_suite({"name": "s", "title": "S", "entries": [{**ENTRY, "options": options}]})

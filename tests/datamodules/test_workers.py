@@ -334,8 +334,11 @@ def test_a_script_that_forgets_to_close_ends_quietly(tmp_path: Path) -> None:
 def test_control_c_shows_only_the_parents_traceback(tmp_path: Path) -> None:
     process, pids = script(tmp_path, "loop")
     time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()  # nothing is left running by a failure
     assert len(pids) == 2
     assert errors.count("Traceback") == 1
     assert "script.py" in errors
