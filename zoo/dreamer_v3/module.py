@@ -37,6 +37,7 @@ from zoo.rssm.model import (
     StoredLatents,
     choose_widths,
     reject_outside,
+    reject_unknown,
     reject_unless_positive,
 )
 from zoo.rssm.observations import Decoder, Encoder
@@ -138,7 +139,10 @@ class DreamerV3(
         w = choose_widths("DreamerV3", SIZES, size, {**given, "depth": depth, "units": units})
         steps = {"horizon": horizon, "imagine_length": imagine_length}
         reject_unless_positive("DreamerV3", blocks=blocks, reward_unit=reward_unit, **steps)
-        reject_outside("DreamerV3", 0, math.inf, lr=lr, imagine_last=imagine_last)
+        reject_outside(
+            "DreamerV3", 0, math.inf, lr=lr, imagine_last=imagine_last, free_nats=free_nats
+        )
+        reject_unknown("DreamerV3", ("categorical", "gaussian"), latent=latent)
         rates = {"return_rate": return_rate, "average_rate": average_rate}
         reject_outside("DreamerV3", 0, 1, lam=lam, unimix=unimix, **rates)
         if bins < 3 or bins % 2 == 0:

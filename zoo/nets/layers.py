@@ -152,7 +152,7 @@ def randomize_biases(module: nn.Module) -> None:
 
     Outputs that start small or at zero keep their biases at zero. Why: RMSNorm removes the length
     of its input, so that without biases a first layer sees only the direction of an observation and
-    not its size until biases have been learnt, which takes a thousand updates.
+    not its size until biases have been learnt, at about one learning rate an update.
     """
     for layer in module.modules():
         if isinstance(layer, Linear) and layer.out_scale == 1.0:

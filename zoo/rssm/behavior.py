@@ -96,8 +96,7 @@ def imagination_losses(
     Args:
         policy: distribution at the first H states.
         value, slow_value: critics at all H + 1 states; the online one gives the bootstrap values,
-            the slow one only regularises
-            (None where its weight is zero).
+            the slow one only regularises (None where its weight is zero).
         action: (N, H, A) encoded actions taken.
         reward: (N, H + 1) predicted on arriving.
         cont: (N, H + 1) predicted probability to continue; times the discount it is the discount.

@@ -151,6 +151,10 @@ class LatentModel(ZooModel):
         """Rewards as the reward head learns them."""
         return reward / self.reward_unit
 
+    def untransform(self, reward: Tensor) -> Tensor:
+        """The inverse of `transform`."""
+        return reward * self.reward_unit
+
     def parameter_groups(
         self, model_lr: float, actor_lr: float, critic_lr: float
     ) -> list[dict[str, Any]]:
@@ -162,10 +166,6 @@ class LatentModel(ZooModel):
                 parts[part if part in parts else "model"].append(parameter)
         rates = (model_lr, actor_lr, critic_lr)
         return [{"params": p, "lr": lr} for p, lr in zip(parts.values(), rates, strict=True)]
-
-    def untransform(self, reward: Tensor) -> Tensor:
-        """The inverse of `transform`."""
-        return reward * self.reward_unit
 
     def latent_metrics(self, seen: Filtered) -> dict[str, Tensor]:
         """Entropies of prior and posterior in nats."""
@@ -190,7 +190,8 @@ class LatentModel(ZooModel):
         is_first = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         states, _ = agent.rssm.observe(state, tokens, state["action"].unsqueeze(1), is_first)
         latent = {k: v[:, 0] for k, v in states.items()}
-        if explore and self.random_start and not self.has_learnt:
+        # Counted updates are asked first: reading a buffer would wait for a GPU at every step.
+        if explore and self.random_start and not (self.updates or self.has_learnt):
             action = random_like(state["action"], self.spec.action)
         else:
             action = self.choose(latent, agent.actor, explore)
