@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
 from datamodules.spec import ActionSpec
-from zoo.base import Imagined, Imaginer, State
+from zoo.base import Imagined, State
 from zoo.nets.actions import ActionCodec
 from zoo.nets.distributions import draw
 
@@ -41,6 +41,15 @@ def weighted_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     weights = weights.view(*weights.shape, *(1,) * (x.dim() - 2))
     mean = (weights * x).sum(1)  # a matmul would leave float32 in autocast
     return mean, (weights * (x - mean.unsqueeze(1)).square()).sum(1)
+
+
+class Dreams(Protocol):
+    """What a planner needs of an `Imaginer`."""
+
+    def imagine(
+        self, state: State, actions: Tensor | Callable[[State], Tensor] | None, horizon: int
+    ) -> Imagined:
+        """As in `Imaginer`."""
 
 
 class Plan(NamedTuple):
@@ -100,7 +109,7 @@ class CEM:
     @torch.no_grad()
     def plan(
         self,
-        imaginer: Imaginer,
+        imaginer: Dreams,
         state: State,
         codec: ActionCodec,
         previous: Tensor | None = None,
@@ -164,7 +173,7 @@ class CEM:
     def _std(self, variance: Tensor) -> Tensor:
         return (variance + 1e-6).sqrt()
 
-    def _proposals(self, imaginer: Imaginer, state: State, codec: ActionCodec) -> Tensor | None:
+    def _proposals(self, imaginer: Dreams, state: State, codec: ActionCodec) -> Tensor | None:
         if not self.policy_candidates:
             return None
         starts = _repeat(state, self.policy_candidates)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +69,8 @@ class PlaNet(
         overshooting_scale: weight of the overshooting losses (their mean over distances 2 to D).
         bits: bits per colour to which images are reduced, with noise in the gaps.
         horizon, iterations, candidates, elites: of the cross-entropy method.
+        plan_means: plan over dreams in which each z is the mean of its prior instead of a sample
+            (ours): scores are noisy, and few elites do not average the noise away.
         deterministic, stochastic: ablations (section 5): with False, h remembers nothing, or z has
             no noise (see `RSSM`).
         exploration: standard deviation of the noise on box actions, or probability of a random
@@ -100,6 +103,7 @@ class PlaNet(
         iterations: int = 10,
         candidates: int = 1000,
         elites: int = 100,
+        plan_means: bool = False,
         deterministic: bool = True,
         stochastic: bool = True,
         exploration: float = 0.3,
@@ -122,6 +126,7 @@ class PlaNet(
         if overshooting > 1:
             self.loss_scales["overshooting"] = overshooting_scale
         self.lr, self.clip = lr, clip
+        self.plan_means = plan_means
         self.planner = CEM(
             horizon=horizon, iterations=iterations, candidates=candidates, elites=elites
         )
@@ -208,6 +213,7 @@ class PlaNet(
     def choose(self, latent: State, actor: nn.Module | None, explore: bool) -> Tensor:
         """Plans, and takes the first action of the plan; with noise when exploring."""
         score = predicted_return if self.continue_head is None else continued_return
-        plan = self.planner.plan(self, latent, self.actions, score=score)
+        dreams = SimpleNamespace(imagine=partial(self.imagine, sample=not self.plan_means))
+        plan = self.planner.plan(dreams, latent, self.actions, score=score)
         action = self.actions.encode(plan.action[:, 0])
         return add_noise(action, self.exploration, self.spec.action) if explore else action

@@ -119,7 +119,11 @@ class RSSM(nn.Module):
         return states, type(posteriors[0]).stack(posteriors)
 
     def imagine(
-        self, state: State, policy: Callable[[State, int], Tensor], horizon: int
+        self,
+        state: State,
+        policy: Callable[[State, int], Tensor],
+        horizon: int,
+        sample: bool = True,
     ) -> tuple[State, Tensor]:
         """Rolls out the prior.
 
@@ -127,23 +131,25 @@ class RSSM(nn.Module):
             state: start states (N, ...).
             policy: encoded action (N, A) for a state at a step number.
             horizon: number H of actions.
+            sample: with False, each z is the mode of its prior.
 
         Returns:
             The states (N, H + 1, ...) beginning with the start, and the actions (N, H, A).
         """
-        deter, sample = state["deter"], state["stoch"]
+        deter, stoch = state["deter"], state["stoch"]
+        stochastic = self.stochastic and sample
         noise = self.latent.noise(horizon, len(deter), device=deter.device).unbind(0)
         weights = self.core.weights()
-        deters, stochs, actions = [deter], [sample], []
+        deters, stochs, actions = [deter], [stoch], []
         for t in range(horizon):
-            action = policy({"deter": deter, "stoch": sample}, t)
+            action = policy({"deter": deter, "stoch": stoch}, t)
             memory = deter if self.deterministic else torch.zeros_like(deter)
             action_in = self.core.embed_actions(action)
-            deter = self.core.step(memory, sample.flatten(1), action_in, weights)
+            deter = self.core.step(memory, stoch.flatten(1), action_in, weights)
             prior = self.prior(deter)
-            sample = prior.sample(noise[t]) if self.stochastic else prior.mode()
+            stoch = prior.sample(noise[t]) if stochastic else prior.mode()
             deters.append(deter)
-            stochs.append(sample)
+            stochs.append(stoch)
             actions.append(action)
         states = {"deter": torch.stack(deters, 1), "stoch": torch.stack(stochs, 1)}
         return states, torch.stack(actions, 1)

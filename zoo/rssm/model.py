@@ -223,9 +223,13 @@ class LatentModel(ZooModel):
 
     @torch.no_grad()
     def imagine(
-        self, state: State, actions: Tensor | Callable[[State], Tensor] | None, horizon: int
+        self,
+        state: State,
+        actions: Tensor | Callable[[State], Tensor] | None,
+        horizon: int,
+        sample: bool = True,
     ) -> Imagined:
-        """Dreams with given actions, another policy, or its own."""
+        """Dreams with given actions, another policy, or its own; `sample` as in `RSSM.imagine`."""
 
         def choose(current: State, t: int) -> Tensor:
             if actions is None:
@@ -234,7 +238,7 @@ class LatentModel(ZooModel):
             return self.actions.encode(chosen)
 
         start = {key: state[key] for key in ("deter", "stoch")}
-        states, encoded = self.rssm.imagine(start, choose, horizon)
+        states, encoded = self.rssm.imagine(start, choose, horizon, sample)
         states = {key: value[:, 1:] for key, value in states.items()}
         inputs = features(states)
         reward = self.untransform(self.reward_head(inputs).pred())

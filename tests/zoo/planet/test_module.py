@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -313,6 +314,23 @@ class TestPlanning:
         spread = grid.max(1).values - grid.min(1).values
         assert (spread > 0.05).all()
         assert ((grid.max(1).values - taken) < 0.02 * spread).all()
+
+    @pytest.mark.parametrize("means", [True, False])
+    def test_plans_over_the_means_of_the_latents_only_if_told_to(
+        self, means: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, scores = build(vectors(), plan_means=means), []
+
+        def plan(dreams: Any, state: dict[str, Tensor], *_: Any, **__: Any) -> Any:
+            actions = torch.zeros(BATCH, 5, 2)
+            scores.extend(dreams.imagine(state, actions, 5).reward for _ in range(2))
+            return SimpleNamespace(action=actions)
+
+        monkeypatch.setattr(model, "planner", SimpleNamespace(plan=plan))
+        _, latent = self.acted(model)
+        assert torch.equal(*scores) == means
+        again = [model.imagine(latent, torch.zeros(BATCH, 5, 2), 5).reward for _ in range(2)]
+        assert not torch.equal(*again)  # everything else still sees samples
 
     def test_explores_with_noise_once_there_is_something_to_exploit(self) -> None:
         loud = build(vectors(), horizon=1, exploration=0.3)

@@ -207,6 +207,14 @@ class TestImagine:
         states, _ = rssm.imagine(random_state(rssm), policy, LENGTH)
         assert torch.equal(torch.stack(seen, 1), states["deter"][:, :-1])
 
+    def test_without_sampling_every_latent_is_the_mode_of_its_prior(self, rssm: RSSM) -> None:
+        _, actions, _ = sequence()
+        states, _ = rssm.imagine(
+            random_state(rssm), lambda s, t: actions[:, t], LENGTH, sample=False
+        )
+        modes = rssm.prior(states["deter"][:, 1:]).mode()
+        torch.testing.assert_close(states["stoch"][:, 1:], modes)
+
 
 class TestAblations:
     @pytest.mark.usefixtures("constant_noise")
