@@ -60,7 +60,8 @@ class Imaginer(Protocol):
         """Dreams `horizon` steps from states {key: (N, ...)}.
 
         `actions` are given (N, H, ...), or chosen by a function of the state, or (None) by the
-        model's own policy; all in the units of the environment.
+        model's own policy; all in the units of the environment. A model whose dreams have a
+        temperature takes it as a further keyword, `temperature`.
         """
 
     def decode(self, state: State) -> dict[str, Tensor]:
