@@ -13,6 +13,7 @@ from zoo.__main__ import commands
 from zoo.commands.list import markdown
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_table_of_models_is_the_registrys() -> None:
@@ -25,14 +26,31 @@ def test_no_placeholders_are_left() -> None:
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert "max_steps=1000" in code
-    short = code.replace("max_steps=1000", "max_steps=3")
+    code, _ = PYTHON
+    run_python(shortened(code, "max_steps=1000", "max_steps=3"), tmp_path)
+    assert (tmp_path / "cartpole.ckpt").is_file()
+
+
+def test_the_example_of_training_in_a_dream_runs(tmp_path: Path) -> None:
+    _, code = PYTHON
+    (fit,) = re.findall(r"# (zoo fit .*)", code)
+    short = ["--env-steps", "200", "--data.prefill", "180", "--data.pretrain", "1"]
+    train = f"from zoo.__main__ import main\nmain({shlex.split(fit)[1:] + short})\n"
+    code = shortened(code, "as_sb3(dreams))", "as_sb3(dreams), n_steps=4, n_epochs=1)")
+    code = shortened(code, "150_000", "128")
+    run_python(train + code + "\nassert action in (0, 1)", tmp_path)
+
+
+def shortened(code: str, long: str, short: str) -> str:
+    assert code.count(long) == 1
+    return code.replace(long, short)
+
+
+def run_python(code: str, folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", short], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "cartpole.ckpt").is_file()
 
 
 def test_every_zoo_command_of_the_readme_exists() -> None:

@@ -116,6 +116,14 @@ def test_gymnasium_finds_no_fault(see: Any, action: str, observations: Any) -> N
         assert env.observation_space.shape == (NANO["deter"] + NANO["stoch"] * NANO["classes"],)
 
 
+def test_scalars_and_keys_stay_as_they_are() -> None:
+    obs = {"position": ArraySpec((3,), "float32"), "height": ArraySpec((), "float32")}
+    spec = Spec(obs, ActionSpec("discrete", (2,)))
+    env = DreamEnv(nano(spec), sequences(spec), observations="decoded")
+    check_env(env, skip_render_check=True)
+    assert Spec.from_spaces(env.observation_space, env.action_space) == spec
+
+
 def test_planet_dreams_without_an_end() -> None:
     spec = vectors("box")
     env = DreamVectorEnv(nano(spec, PlaNet), sequences(spec), 3, horizon=4)
@@ -564,4 +572,4 @@ class TestStableBaselines:
         real = Monitor(gym.make("CartPole-v1"))
         score, _ = evaluate_policy(agent, real, 20)
         print(f"PPO, trained in dreams, earns {score} in CartPole-v1")
-        assert score > 150  # a random policy earns 23
+        assert score > 200  # a random policy earns 23
