@@ -24,7 +24,7 @@ from datamodules.errors import UserError
 # Final episodes are drawn far from every seed that training or checkpoint selection uses.
 EVAL_SEED_OFFSET = 1_000_000
 
-# What a results file may hold besides learning curves, with or without "@k" (DESIGN 7).
+# What a results file may hold besides learning curves, with or without "@k".
 METRICS = frozenset(
     {
         "return_mean",
@@ -34,6 +34,7 @@ METRICS = frozenset(
         "dream_reality_gap",
         "open_loop_psnr",
         "open_loop_mse",
+        "copy_last_mse",
         "reward_mae",
         "updates_per_s",
         "env_steps_per_s",

@@ -19,6 +19,9 @@ def draw_figures(summary: Summary) -> dict[str, str]:
             chart = _curve_chart(summary, task, axis, label)
             if chart:
                 figures[f"{name}-{axis.replace('_', '-')}"] = chart
+        errors = _error_chart(summary, task)
+        if errors:
+            figures[f"{name}-open-loop"] = errors
     profile = _profile_chart(summary)
     return {**figures, "performance-profile": profile} if profile else figures
 
@@ -49,6 +52,28 @@ def _curve_chart(summary: Summary, task: str, axis: str, label: str) -> str | No
         return None
     title = f"Learning curves on {task} against {label}"
     return svg.line_chart([*lines, *flat], title, label, "return")
+
+
+def _error_chart(summary: Summary, task: str) -> str | None:
+    """Error of dreams against steps ahead, relative to copying the last observation."""
+    lines = []
+    for score in (score for score in summary.scores if score.task == task):
+        relative = {}
+        for name, value in score.metrics.items():
+            metric, _, k = name.partition("@")
+            copying = score.metrics.get(f"copy_last_mse@{k}")
+            if metric == "open_loop_mse" and copying:
+                relative[int(k)] = value / copying
+        if relative:
+            ahead = np.array(sorted(relative), float)
+            name = f"{score.label} (n={len(score.finals)})"
+            errors = np.array([relative[k] for k in sorted(relative)])
+            lines.append(svg.Line(name, summary.color(score.label), ahead, errors))
+    if not lines:
+        return None
+    lines.append(svg.Line("copying", svg.NEUTRAL, np.array([]), np.array([1.0])))
+    title = f"Open-loop error on {task}"
+    return svg.line_chart(lines, title, "steps ahead", "error / error of copying")
 
 
 def _profile_chart(summary: Summary) -> str | None:

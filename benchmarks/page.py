@@ -19,14 +19,16 @@ from benchmarks.tables import (
     counted,
     failures,
     improvement_rows,
+    measured,
     notes,
-    number,
     score_rows,
 )
 
 _CAPTIONS = {
     "env-steps": "Return against experience.",
     "wall-s": "Return against time.",
+    "open-loop": "Error of dreams with recorded actions over that of copying the last "
+    "observation; below 1 the dream is better.",
     "scores": "Final scores: every run, their IQM and its 95% interval.",
 }
 
@@ -170,17 +172,9 @@ def _dreams(summary: Summary) -> str:
 def _measured(summary: Summary) -> str:
     tables = []
     for task in summary.tasks:
-        scores = summary.ranked(task)
-        names = list(dict.fromkeys(name for score in scores for name in score.metrics))
-        rows = [
-            [
-                escape(name.replace("_", " ")),
-                *(number(score.metrics[name]) if name in score.metrics else "" for score in scores),
-            ]
-            for name in names
-        ]
+        header, rows = measured(summary, task)
         if rows:
-            tables.append(_table((task, *(score.label for score in scores)), rows))
+            tables.append(_table(header, [[escape(text) for text in row] for row in rows]))
     if not tables:
         return ""
     return (

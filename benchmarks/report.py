@@ -26,6 +26,7 @@ from benchmarks.tables import (
     counted,
     failures,
     improvement_rows,
+    measured,
     notes,
     score_rows,
 )
@@ -150,6 +151,10 @@ def _markdown(summary: Summary, figures: Sequence[str]) -> str:
     if len(summary.labels) > 1:
         lines += ["## Probability that a run of the row beats a run of the column", ""]
         lines += [*_markdown_table(("", *summary.labels), improvement_rows(summary)), ""]
+    lines += ["## Beside the score", "", "Means over runs of the last value measured.", ""]
+    for task in summary.tasks:
+        header, rows = measured(summary, task)
+        lines += [*_markdown_table(header, rows), ""] if rows else []
     lines += ["## How to read this", "", *(f"- {note}" for note in notes(summary)), ""]
     lines += ["## Made with", ""]
     for column in ("git_sha", "versions", "hardware"):

@@ -62,6 +62,20 @@ def improvement_rows(summary: Summary) -> list[list[str]]:
     return rows
 
 
+def measured(summary: Summary, task: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what was measured beside the returns, a column for each model."""
+    scores = summary.ranked(task)
+    names = list(dict.fromkeys(name for score in scores for name in score.metrics))
+    rows = [
+        [
+            name.replace("_", " "),
+            *(number(score.metrics[name]) if name in score.metrics else "" for score in scores),
+        ]
+        for name in names
+    ]
+    return [task, *(score.label for score in scores)], rows
+
+
 def interval_text(interval: Interval, runs: int, form: str | None = None) -> str:
     """`487 [461, 500]`; one run has no interval."""
     # Adding 0 turns the -0.00 of a rounded value into 0.00.

@@ -51,6 +51,9 @@ def rows(cell: Cell, final: float) -> list[Row]:
     ]  # fmt: skip
     world_model = cell.model == "dreamer-v3"
     dreams = [row("dream_reality_gap", 1.03, budget, 10)] if world_model else []
+    for k, error in ((1, 0.5), (15, 3.0)) if world_model else ():
+        dreams.append(row(f"open_loop_mse@{k}", error, budget, 10))
+        dreams.append(row(f"copy_last_mse@{k}", 2.0, budget, 10))
     return [
         *curve,
         *dreams,

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from benchmarks import figures
 from benchmarks.cell import Cell
 from benchmarks.report import write_report
 from benchmarks.results import read_rows
@@ -85,7 +86,7 @@ def test_html_loads_nothing_and_is_well_formed(results):
     assert "dream-open_loop-10000" in text
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert not re.search(r"https?://|@import|url\(", text)
-    assert page.tags.count("svg") == 4  # scores, two learning curves, profile
+    assert page.tags.count("svg") == 5  # scores, two learning curves, open-loop error, profile
     assert "$" not in text
     assert "prefers-color-scheme: dark" in text
 
@@ -114,12 +115,32 @@ def test_documents_say_what_a_reader_needs(results):
 def test_markdown_pictures_exist_and_stand_alone(results):
     write_report(results)
     pictures = re.findall(r"\]\((.*?)\)", (results / "report.md").read_text())
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     for picture in pictures:
         text = (results / picture).read_text()
         assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
         assert "--s0: #" in text
         assert "nan" not in text
+
+
+def test_errors_of_dreams_are_drawn_relative_to_copying(results, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        figures.svg, "line_chart", lambda lines, title, *_: drawn.setdefault(title, lines) and ""
+    )
+    figures.draw_figures(Summary(results))
+    dreamer, copying = drawn["Open-loop error on CartPole-v1"]  # the others do not dream
+    assert (dreamer.label, copying.label) == ("dreamer-v3 (n=3)", "copying")
+    assert (dreamer.x.tolist(), dreamer.y.tolist()) == ([1, 15], [0.25, 1.5])
+    assert copying.y.tolist() == [1.0]
+
+
+def test_what_was_measured_beside_the_score_stands_in_both_forms(results):
+    write_report(results)
+    markdown = (results / "report.md").read_text()
+    assert "| CartPole-v1 | dreamer-v3 | dqn | random |" in markdown
+    assert "| dream reality gap | 1.03 |  |  |" in markdown
+    assert "<td>dream reality gap</td><td>1.03</td>" in (results / "report.html").read_text()
 
 
 def test_failed_and_missing_cells_are_listed(incomplete):
