@@ -150,8 +150,8 @@ class DreamerV1(
         # values and targets are those of the H imagined states.
         with frozen(self.rssm, self.reward_head, self.continue_head, self.critic):
             starts = seen.starts(self.imagine_last)
-            dream, _ = self.rssm.imagine(starts, self.sample_action, self.imagine_length)
-            imagined = features(dream)[:, 1:]
+            dream, _, _ = self.dream(starts, self.imagine_length)
+            imagined = features({key: states[:, 1:] for key, states in dream.items()})
             reward = self.reward_head(imagined).pred()
             discount = torch.full_like(reward, self.discount)
             if self.continue_head is not None:

@@ -24,10 +24,11 @@ from torch.optim import Optimizer
 from datamodules.spec import Spec
 from zoo.base import Batch
 from zoo.nets.averaging import follow
-from zoo.nets.distributions import TruncatedNormal, UnitNormal
+from zoo.nets.distributions import PolicySteps, TruncatedNormal, UnitNormal
 from zoo.nets.frozen import frozen
 from zoo.nets.heads import ActionHead, BinaryHead, ScalarHead
 from zoo.nets.layers import ELU
+from zoo.nets.one_hot import OneHotLinear
 from zoo.nets.optim import ClippedAdam
 from zoo.rssm.behavior import arrival_weights, mixed_objective, own_reward_targets
 from zoo.rssm.cores import GRUCore
@@ -172,7 +173,9 @@ class DreamerV2(
 
         kind = Categoricals(w["stoch"], w["classes"])
         z = Gaussians(w["stoch"], "sigmoid2") if latent == "gaussian" else kind
-        units = w["units"]
+        units, classes = w["units"], 0 if latent == "gaussian" else w["classes"]
+        one_hot = partial(OneHotLinear, dense=w["deter"], classes=classes)
+        reader = ELU._replace(first=one_hot if classes else None)  # of features [h, z]
         vision = partial(StridedEncoder, depth=w["depth"], activation=nn.ELU)
         self.encoder = Encoder(self.spec, vision, 4, units, ELU, squash=same)
         core = GRUCore(
@@ -182,18 +185,19 @@ class DreamerV2(
             w["hidden"],
             ELU,
             layer_norm=True,
+            classes=classes,
         )
         self.rssm = RSSM(core, z, self.encoder.size, w["hidden"], style=ELU)
         inputs = self.rssm.feature_size
         picture = partial(TransposedDecoder, features=inputs, depth=w["depth"], activation=nn.ELU)
-        self.decoder = Decoder(self.spec, inputs, picture, 4, units, ELU, UnitNormal)
-        self.reward_head = ScalarHead(inputs, 4, units, ELU)
+        self.decoder = Decoder(self.spec, inputs, picture, 4, units, reader, UnitNormal)
+        self.reward_head = ScalarHead(inputs, 4, units, reader)
         if continue_scale:
-            self.continue_head = BinaryHead(inputs, 4, units, ELU)
+            self.continue_head = BinaryHead(inputs, 4, units, reader)
             self.loss_scales["continue"] = continue_scale
         box = TruncatedNormal
-        self.actor = ActionHead(inputs, 4, units, self.spec.action, ELU, box, out_scale=None)
-        self.critic = ScalarHead(inputs, 4, units, ELU)
+        self.actor = ActionHead(inputs, 4, units, self.spec.action, reader, box, out_scale=None)
+        self.critic = ScalarHead(inputs, 4, units, reader)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.average_agent(average_rate)
 
@@ -211,7 +215,7 @@ class DreamerV2(
         differentiable = torch.enable_grad if self.actor_mix else torch.no_grad
         with differentiable(), frozen(self.rssm, self.reward_head, self.continue_head):
             starts = seen.starts(self.imagine_last)
-            dream, action = self.rssm.imagine(starts, self.sample_action, self.imagine_length)
+            dream, action, policies = self.dream(starts, self.imagine_length)
             dreamed = features(dream)
             reward = self.reward_head(dreamed).pred()
             discount = self._discounts(dreamed, seen)
@@ -221,7 +225,7 @@ class DreamerV2(
 
         # Actor (equation 6): action t leads from state t to t + 1, so it is judged by target t + 1;
         # the last action leads to a state that has no target.
-        policy = self.actor(dreamed[:, :-2].detach())
+        policy = PolicySteps(policies[:-1])
         objective = mixed_objective(
             policy, action[:, :-1], target[:, 1:], slow_value[:, :-2], self.actor_mix
         )

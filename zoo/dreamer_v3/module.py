@@ -23,7 +23,7 @@ from datamodules.spec import Spec
 from zoo.base import Batch
 from zoo.dreamer_v3.sizes import SIZES
 from zoo.nets.averaging import follow
-from zoo.nets.distributions import Scalar
+from zoo.nets.distributions import PolicySteps, Scalar
 from zoo.nets.heads import ActionHead, BinaryHead, ScalarHead, TwoHotHead
 from zoo.nets.layers import randomize_biases
 from zoo.nets.optim import LaProp
@@ -214,13 +214,11 @@ class DreamerV3(
         length = seen.reward.shape[1]
         last = min(self.imagine_last or length, length)
         with torch.no_grad():
-            dream, action = self.rssm.imagine(
-                seen.starts(last), self.sample_action, self.imagine_length
-            )
+            dream, action, policies = self.dream(seen.starts(last), self.imagine_length)
             dreamed = features(dream)
             dream_reward = self.reward_head(dreamed).pred()
             dream_continue = self.continue_head(dreamed).pred()
-        policy = self.actor(dreamed[:, :-1])
+        policy = PolicySteps(policies)
         learned = imagination_losses(
             policy,
             self.critic(dreamed),

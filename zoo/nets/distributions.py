@@ -209,6 +209,30 @@ class Policy(Protocol):
         """Entropy (...) in nats."""
 
 
+class PolicySteps:
+    """Policies of K steps, each over (N, A), as one over (N, K, A)."""
+
+    def __init__(self, steps: list[Policy]) -> None:
+        self.steps = steps
+
+    def pred(self) -> Tensor:
+        """The actions to take when not exploring (N, K, A)."""
+        return torch.stack([step.pred() for step in self.steps], 1)
+
+    def sample(self) -> Tensor:
+        """Random actions (N, K, A)."""
+        return torch.stack([step.sample() for step in self.steps], 1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-probabilities or log-densities (N, K) of encoded actions (N, K, A)."""
+        pairs = zip(self.steps, action.unbind(1), strict=True)
+        return torch.stack([step.log_prob(taken) for step, taken in pairs], 1)
+
+    def entropy(self) -> Tensor:
+        """Entropies (N, K) in nats."""
+        return torch.stack([step.entropy() for step in self.steps], 1)
+
+
 class Categorical:
     """One discrete choice, or several independent ones (`nvec`), from concatenated logits.
 

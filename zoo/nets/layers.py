@@ -165,10 +165,12 @@ class Style(NamedTuple):
     Attributes:
         linear: makes the linear map from its two widths.
         activation: makes what follows it, norm included, from its width.
+        first: makes the first linear map of an MLP, where it is another one.
     """
 
     linear: Callable[..., nn.Linear]
     activation: Callable[[int], nn.Module]
+    first: Callable[..., nn.Linear] | None = None
 
 
 RMS_SILU = Style(Linear, RMSNormSiLU)
@@ -195,4 +197,8 @@ class MLP(nn.Sequential):
 
     def __init__(self, in_features: int, layers: int, units: int, style: Style = RMS_SILU) -> None:
         sizes = [in_features] + [units] * layers
-        super().__init__(*(Dense(a, b, style) for a, b in pairwise(sizes)))
+        first = style._replace(linear=style.first or style.linear)
+        styles = [first] + [style] * (layers - 1)
+        super().__init__(
+            *(Dense(a, b, s) for (a, b), s in zip(pairwise(sizes), styles, strict=True))
+        )

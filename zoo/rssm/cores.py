@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 from zoo.nets.block_gru import BlockGRU
 from zoo.nets.layers import ELU, Dense, Style, norm_silu
+from zoo.nets.one_hot import one_hot_linear
 
 
 class Core(Protocol):
@@ -82,6 +83,7 @@ class GRUCore(nn.Module):
         style: of the dense layer.
         layer_norm: the GRU of Dreamer V2 instead of a plain one.
         gate_bias: first value of the plain GRU's gate biases (PlaNet: 1, to remember).
+        classes: C where z consists of one-hot vectors; 0 where it does not.
     """
 
     def __init__(
@@ -93,9 +95,10 @@ class GRUCore(nn.Module):
         style: Style = ELU,
         layer_norm: bool = False,
         gate_bias: float = 0.0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
-        self.deter, self.latent_size = deter, latent_size
+        self.deter, self.latent_size, self.classes = deter, latent_size, classes
         self.inputs = Dense(latent_size + action_size, hidden, style)
         if layer_norm:
             self.cell: nn.Module = LayerNormGRU(hidden, deter)
@@ -108,13 +111,16 @@ class GRUCore(nn.Module):
         return F.linear(actions, linear.weight[:, self.latent_size :], linear.bias)
 
     def weights(self) -> Tensor:
-        """The latent's share of the dense layer's weight, transposed."""
-        return self.inputs.linear.weight[:, : self.latent_size].t()
+        """The latent's share of the dense layer's weight."""
+        return self.inputs.linear.weight[:, : self.latent_size]
 
     def step(self, deter: Tensor, stoch: Tensor, action: Tensor, weights: Tensor) -> Tensor:
         """The next h."""
-        inputs = self.inputs.activation(torch.addmm(action, stoch, weights))
-        out: Tensor = self.cell(inputs, deter)
+        if self.classes:
+            inputs = action + one_hot_linear(stoch, weights, None, 0, self.classes)
+        else:
+            inputs = torch.addmm(action, stoch, weights.t())
+        out: Tensor = self.cell(self.inputs.activation(inputs), deter)
         return out
 
 

@@ -19,7 +19,7 @@ from datamodules.spec import Spec
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.nets.actions import ActionCodec, random_like
 from zoo.nets.averaging import follow
-from zoo.nets.distributions import Latent
+from zoo.nets.distributions import Latent, Policy
 from zoo.rssm.dynamics import RSSM, features
 
 
@@ -204,11 +204,27 @@ class LatentModel(ZooModel):
         action: Tensor = policy.sample() if explore else policy.pred()
         return action
 
-    def sample_action(self, state: State, t: int) -> Tensor:
-        """The policy of training in imagination: a sample; states are seen without gradient."""
-        assert self.actor is not None
-        action: Tensor = self.actor(features(state).detach()).sample()
-        return action
+    def dream(self, starts: State, horizon: int) -> tuple[State, Tensor, list[Policy]]:
+        """Imagines with the policy, for training.
+
+        Args:
+            starts: states (N, ...).
+            horizon: number H of actions.
+
+        Returns:
+            The states (N, H + 1, ...) beginning with the start, the actions (N, H, A), and the H
+            policies that they were drawn from, with gradients to the actor even where the dream
+            has none; states are seen without gradient.
+        """
+        policies: list[Policy] = []
+
+        def act(state: State, t: int) -> Tensor:
+            assert self.actor is not None
+            with torch.enable_grad():
+                policies.append(self.actor(features(state).detach()))
+            return policies[-1].sample()
+
+        return *self.rssm.imagine(starts, act, horizon), policies
 
     # Dreaming
 
