@@ -148,7 +148,7 @@ class DreamerV1(
 
         # Imagination: gradients flow through the dynamics, but train only the actor. Rewards,
         # values and targets are those of the H imagined states.
-        with frozen(self.rssm, self.reward_head, self.continue_head, self.critic):
+        with frozen(self.rssm, self.reward_head, self.continue_head):
             starts = seen.starts(self.imagine_last)
             dream, _, _ = self.dream(starts, self.imagine_length)
             imagined = features({key: states[:, 1:] for key, states in dream.items()})
@@ -156,8 +156,8 @@ class DreamerV1(
             discount = torch.full_like(reward, self.discount)
             if self.continue_head is not None:
                 discount = self.continue_head(imagined).pred()
-            value = self.critic(imagined).pred()
-            target = own_reward_targets(reward, value, discount, self.lam)
+            value, learning_value = self.critic.apart(imagined)
+            target = own_reward_targets(reward, value.pred(), discount, self.lam)
         # Nothing follows the end of an episode; the official code leaves out each sequence's last
         # step instead, the only one where an end can be.
         alive = (~seen.is_terminal[:, -self.imagine_last :]).flatten().unsqueeze(1)
@@ -167,8 +167,7 @@ class DreamerV1(
 
         # Behaviour (equations 7 and 8)
         losses["actor"] = -(weight * target).mean()
-        predicted = self.critic(imagined[:, :-1].detach())
-        losses["critic"] = (weight * predicted.loss(target.detach())).mean()
+        losses["critic"] = (weight * learning_value[:, :-1].loss(target.detach())).mean()
         if self.logs_now:
             entropy = self.actor(imagined.detach()).entropy().mean()
             dreamed = {"policy_entropy": entropy, "dream_reward": reward.mean()}

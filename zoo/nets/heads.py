@@ -16,6 +16,7 @@ from zoo.nets.distributions import (
     UnitNormal,
     symexp_bins,
 )
+from zoo.nets.frozen import ScalarApart
 from zoo.nets.layers import MLP, RMS_SILU, Linear, Style
 
 
@@ -30,6 +31,18 @@ class ScalarHead(nn.Module):
     def forward(self, x: Tensor) -> UnitNormal:
         """Maps (..., features) to a distribution over (...)."""
         return UnitNormal(self.out(self.mlp(x)).squeeze(-1), 0)
+
+    def apart(self, x: Tensor) -> tuple[UnitNormal, UnitNormal]:
+        """The same predictions twice: for x and for the weights, in one pass.
+
+        Gradients of the first go to x only, those of the second to the weights only: what
+        `forward` would give within `frozen`, and of x detached.
+        """
+        layers = [dense.linear for dense in self.mlp]
+        weights = [p for layer in (*layers, self.out) for p in (layer.weight, layer.bias)]
+        activations = [dense.activation for dense in self.mlp]
+        for_x, for_weights = ScalarApart.apply(x, activations, *weights)
+        return UnitNormal(for_x, 0), UnitNormal(for_weights, 0)
 
 
 class TwoHotHead(nn.Module):
