@@ -43,11 +43,11 @@ class BlockGRU(nn.Module):
         size = self.deter // self.blocks
         recurrent, shared = self.hidden.weight.split([size, self.inputs], 1)
         shared = shared.permute(1, 0, 2).reshape(self.inputs, self.deter)
+        if size > 16:
+            return recurrent, shared, self.gates.weight, self.gates.bias.view(self.blocks, 1, -1)
         # Gate-major columns: all reset gates, all candidates, all updates.
         gates = self.gates.weight.view(self.blocks, size, 3, size)
         gate_bias = self.gates.bias.view(self.blocks, 3, size).transpose(0, 1).reshape(-1)
-        if size > 16:
-            return recurrent, shared, gates.transpose(1, 2).flatten(0, 1), gate_bias
         recurrent = torch.block_diag(*recurrent)
         gates = torch.cat([torch.block_diag(*gates[:, :, i]) for i in range(3)], 1)
         return torch.cat([recurrent, shared]), shared, gates, gate_bias
@@ -58,16 +58,20 @@ class BlockGRU(nn.Module):
         if recurrent.dim() == 2:
             x = torch.addmm(self.hidden.bias, torch.cat([state, inputs], -1), recurrent)
             x = self.norm(x)
-            reset, candidate, update = torch.addmm(gate_bias, x, gates).chunk(3, -1)
-        else:
-            blocks = state.view(state.shape[0], self.blocks, -1).transpose(0, 1)
-            x = torch.addmm(self.hidden.bias, inputs, shared)
-            x = x + torch.bmm(blocks, recurrent).transpose(0, 1).flatten(1)
-            x = self.norm(x)
-            blocks = x.view(x.shape[0], self.blocks, 1, -1).transpose(0, 1)
-            blocks = blocks.expand(-1, -1, 3, -1).transpose(1, 2).flatten(0, 1)
-            out = torch.bmm(blocks, gates).view(self.blocks, 3, x.shape[0], -1)
-            out = out.permute(1, 2, 0, 3).flatten(2) + gate_bias.view(3, 1, -1)
-            reset, candidate, update = out.unbind(0)
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate).to(state.dtype)
-        return torch.lerp(state, candidate, torch.sigmoid(update - 1).to(state.dtype))
+            return _gated(state, torch.addmm(gate_bias, x, gates))
+        blocks = self._split(state)
+        x = torch.addmm(self.hidden.bias, inputs, shared)
+        x = self.norm(x + torch.bmm(blocks, recurrent).transpose(0, 1).flatten(1))
+        out = _gated(blocks, torch.baddbmm(gate_bias, self._split(x), gates))
+        return out.transpose(0, 1).flatten(1)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(N, width) as (blocks, N, width / blocks)."""
+        return x.view(x.shape[0], self.blocks, -1).transpose(0, 1)
+
+
+def _gated(state: Tensor, gates: Tensor) -> Tensor:
+    """The next state (..., D) of gates (..., 3 * D)."""
+    reset, candidate, update = gates.chunk(3, -1)
+    candidate = torch.tanh(torch.sigmoid(reset) * candidate).to(state.dtype)
+    return torch.lerp(state, candidate, torch.sigmoid(update - 1).to(state.dtype))

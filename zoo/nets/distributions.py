@@ -6,6 +6,7 @@ No loss formula stands anywhere else. All compute in float32 whatever the precis
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -491,13 +492,16 @@ class TwoHot:
     """
 
     def __init__(self, logits: Tensor, bins: Tensor) -> None:
-        self.log_probs, self.bins = F.log_softmax(logits.float(), -1), bins
+        self.logits, self.bins = logits.float(), bins
 
     def __getitem__(self, index: Any) -> TwoHot:
         """The distributions at an index of the leading axes."""
-        part = object.__new__(TwoHot)
-        part.log_probs, part.bins = self.log_probs[index], self.bins
-        return part
+        return TwoHot(self.logits[index], self.bins)
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """Logarithms of the probabilities (..., K)."""
+        return F.log_softmax(self.logits, -1)
 
     def pred(self) -> Tensor:
         """The expected value (...).
@@ -506,16 +510,15 @@ class TwoHot:
         zero: rounding errors would otherwise be multiplied by the largest bins.
         """
         half = len(self.bins) // 2
-        probs = self.log_probs.exp()
+        probs = F.softmax(self.logits, -1)
         excess = probs[..., half + 1 :] - probs[..., :half].flip(-1)
         return (excess * self.bins[half + 1 :]).sum(-1)  # a matmul would leave float32 in autocast
 
     def loss(self, target: Tensor) -> Tensor:
         """Cross-entropy (...) with the two-hot encoding of `target` (...)."""
         below, above, weight = two_hot(target, self.bins)
-        log_below = self.log_probs.gather(-1, below.unsqueeze(-1)).squeeze(-1)
-        log_above = self.log_probs.gather(-1, above.unsqueeze(-1)).squeeze(-1)
-        return -((1 - weight) * log_below + weight * log_above)
+        log_probs = self.log_probs.gather(-1, torch.stack([below, above], -1))
+        return -torch.lerp(log_probs[..., 0], log_probs[..., 1], weight)
 
 
 def two_hot(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
