@@ -217,8 +217,9 @@ class DreamerV2(
             starts = seen.starts(self.imagine_last)
             dream, action, policies = self.dream(starts, self.imagine_length)
             dreamed = features(dream)
-            reward = self.reward_head(dreamed).pred()
-            discount = self._discounts(dreamed, seen)
+            judged = dreamed[:, :-1].contiguous()  # the last state only lends its value
+            reward = self.reward_head(judged).pred()
+            discount = self._discounts(judged, seen)
             slow_value = self.slow_critic(dreamed).pred()
             target = own_reward_targets(reward, slow_value, discount, self.lam)
         weight = arrival_weights(discount)
@@ -230,11 +231,11 @@ class DreamerV2(
             policy, action[:, :-1], target[:, 1:], slow_value[:, :-2], self.actor_mix
         )
         entropy = policy.entropy()
-        losses["actor"] = -(weight[:, :-2] * (objective + self.entropy * entropy)).mean()
+        losses["actor"] = -(weight[:, :-1] * (objective + self.entropy * entropy)).mean()
 
         # Critic (equation 5)
-        predicted = self.critic(dreamed[:, :-1].detach())
-        losses["critic"] = (weight[:, :-1] * predicted.loss(target.detach())).mean()
+        predicted = self.critic(judged.detach())
+        losses["critic"] = (weight * predicted.loss(target.detach())).mean()
         if self.logs_now:
             dreamed_metrics = {"policy_entropy": entropy.mean(), "dream_reward": reward.mean()}
             dreamed_metrics |= {"dream_return": target.mean()}
@@ -262,10 +263,10 @@ class DreamerV2(
             reward = torch.atanh(reward.clamp(-1 + 1e-6, 1 - 1e-6))
         return super().untransform(reward)
 
-    def _discounts(self, dreamed: Tensor, seen: Filtered) -> Tensor:
-        """Discount (N, H + 1) of each dreamed state; the first is known from the replay."""
+    def _discounts(self, judged: Tensor, seen: Filtered) -> Tensor:
+        """Discount (N, H) of each dreamed state; the first is known from the replay."""
         if self.continue_head is None:
-            return dreamed.new_full(dreamed.shape[:2], self.discount)
+            return judged.new_full(judged.shape[:2], self.discount)
         ended = seen.is_terminal[:, -self.imagine_last :].flatten()
         first = (~ended).float().unsqueeze(1) * self.discount
-        return torch.cat([first, self.continue_head(dreamed[:, 1:]).pred()], 1)
+        return torch.cat([first, self.continue_head(judged).pred()[:, 1:]], 1)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from datamodules.spec import ActionSpec
 from zoo.nets.distributions import (
@@ -16,7 +20,7 @@ from zoo.nets.distributions import (
     UnitNormal,
     symexp_bins,
 )
-from zoo.nets.frozen import ScalarApart
+from zoo.nets.frozen import frozen
 from zoo.nets.layers import MLP, RMS_SILU, Linear, Style
 
 
@@ -33,16 +37,63 @@ class ScalarHead(nn.Module):
         return UnitNormal(self.out(self.mlp(x)).squeeze(-1), 0)
 
     def apart(self, x: Tensor) -> tuple[UnitNormal, UnitNormal]:
-        """The same predictions twice: for x and for the weights, in one pass.
+        """The same predictions twice: for x and for the weights, at the price of one.
 
         Gradients of the first go to x only, those of the second to the weights only: what
-        `forward` would give within `frozen`, and of x detached.
+        `forward` gives within `frozen`, and of x detached.
         """
-        layers = [dense.linear for dense in self.mlp]
-        weights = [p for layer in (*layers, self.out) for p in (layer.weight, layer.bias)]
-        activations = [dense.activation for dense in self.mlp]
-        for_x, for_weights = ScalarApart.apply(x, activations, *weights)
-        return UnitNormal(for_x, 0), UnitNormal(for_weights, 0)
+        dense: list[Any] = list(self.mlp)
+        activations = [layer.activation for layer in dense]
+        learnt = any(list(activation.parameters()) for activation in activations)
+        if learnt or torch.is_autocast_enabled(x.device.type):
+            with frozen(self):
+                for_x = self(x)
+            return for_x, self(x.detach())
+        linears = [*(layer.linear for layer in dense), self.out]
+        weights = [p for linear in linears for p in (linear.weight, linear.bias)]
+        first, second = _ScalarApart.apply(x, activations, *weights)
+        return UnitNormal(first, 0), UnitNormal(second, 0)
+
+
+class _ScalarApart(torch.autograd.Function):
+    """A scalar output of an MLP twice: once for its input's gradient, once for its weights'.
+
+    For a scalar y of each row, the gradients with which two losses reach a layer differ only by a
+    factor of the row: both are multiples of dy / d(layer), which is propagated back once.
+
+    Args of `apply`:
+        x: (..., features).
+        activations: of the hidden layers, without parameters.
+        weights: weight and bias of each layer, the scalar one last.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, activations: list[nn.Module], *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        inputs, sums = [x.flatten(0, -2)], []
+        pairs = list(zip(weights[::2], weights[1::2], strict=True))
+        for (weight, bias), activation in zip(pairs[:-1], activations, strict=True):
+            sums.append(F.linear(inputs[-1].detach(), weight, bias).requires_grad_())
+            with torch.enable_grad():
+                inputs.append(activation(sums[-1]))
+        out = F.linear(inputs[-1], *pairs[-1])
+        ctx.inputs, ctx.sums, ctx.weights = inputs, sums, weights[::2]
+        return out.view(x.shape[:-1]), out.clone().view(x.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        for_x, for_weights = (grad.flatten().unsqueeze(1) for grad in grads)
+        slope, found = torch.ones_like(for_x), []
+        for layer in reversed(range(len(ctx.weights))):
+            grad = slope * for_weights
+            found += [grad.sum(0), grad.t() @ ctx.inputs[layer]]
+            slope = slope @ ctx.weights[layer]
+            if layer:
+                (slope,) = torch.autograd.grad(ctx.inputs[layer], ctx.sums[layer - 1], slope)
+        x_grad = (slope * for_x).view(*grads[0].shape, -1)
+        return x_grad, None, *reversed(found)
 
 
 class TwoHotHead(nn.Module):

@@ -69,9 +69,9 @@ def one_hot_linear(
     Returns:
         (..., out).
     """
-    lookup = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
     rows = x.flatten(0, -2)
-    if not lookup or len(rows) < FEW_ROWS:
+    if x.device.type != "cpu" or not plain or len(rows) < FEW_ROWS:
         return F.linear(x, weight, bias)
     out: Tensor = _OneHotLinear.apply(rows, weight, bias, dense, classes)
     return out.unflatten(0, x.shape[:-1])

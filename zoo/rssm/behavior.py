@@ -24,15 +24,16 @@ def own_reward_targets(reward: Tensor, value: Tensor, discount: Tensor, lam: flo
     (Dreamer V1, equation 6, by recursion; Dreamer V2, equation 4.)
 
     Args:
-        reward, value, discount: (N, H + 1) of each state; the discount is gamma, 0 where the
-            episode ends.
+        reward, discount: (N, H) of the first H states (those of the last would not be used); the
+            discount is gamma, 0 where the episode ends.
+        value: (N, H + 1) of each state.
         lam: lambda in [0, 1].
 
     Returns:
         (N, H) targets of the first H states.
     """
-    first = torch.zeros_like(reward[:, :1])
-    reward, discount = (torch.cat([first, x[:, :-1]], 1) for x in (reward, discount))
+    first, length = torch.zeros_like(value[:, :1]), value.shape[1] - 1
+    reward, discount = (torch.cat([first, x[:, :length]], 1) for x in (reward, discount))
     return lambda_returns(reward, value, discount, None, lam)
 
 

@@ -16,6 +16,7 @@ from zoo.nets.distributions import (
     CenteredImage,
     DiagonalNormal,
     OneHot,
+    PolicySteps,
     SymlogMSE,
     TanhNormal,
     TruncatedNormal,
@@ -482,3 +483,15 @@ def test_symlog_error_is_in_symlog_space_and_pred_in_units() -> None:
     target = torch.tensor([[math.e - 1, 0.0]])
     torch.testing.assert_close(output.loss(target), torch.tensor([1.0 + 9.0]))
     torch.testing.assert_close(output.pred(), torch.tensor([[0.0, math.exp(3) - 1]]))
+
+
+def test_policies_of_steps_equal_one_policy_over_all_steps() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 3, 4)
+    whole = Categorical(logits, (4,))
+    steps = PolicySteps([Categorical(x, (4,)) for x in logits.unbind(1)])
+    action = steps.sample()
+    assert action.shape == (5, 3, 4)
+    torch.testing.assert_close(steps.log_prob(action), whole.log_prob(action))
+    torch.testing.assert_close(steps.entropy(), whole.entropy())
+    torch.testing.assert_close(steps.pred(), whole.pred())

@@ -14,7 +14,7 @@ from zoo.nets.distributions import (
     UnitNormal,
 )
 from zoo.nets.heads import ActionHead, BinaryHead, ScalarHead, TwoHotHead
-from zoo.nets.layers import ELU, GlorotLinear
+from zoo.nets.layers import ELU, RMS_SILU, GlorotLinear, Style
 
 X = torch.randn(5, 7, 12, generator=torch.Generator().manual_seed(0))
 
@@ -79,3 +79,23 @@ def test_policies_of_the_older_papers(box: type) -> None:
     torch.testing.assert_close(policy.mean, expected.mean)
     torch.testing.assert_close(policy.std, expected.std)
     assert policy.sample().shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("style", [ELU, RMS_SILU])
+def test_scalars_apart_train_input_and_weights_apart(style: Style, autocast: bool) -> None:
+    torch.manual_seed(0)
+    head = ScalarHead(5, 2, 8, style)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    to_x, to_weights = torch.randn(4, 3), torch.randn(4, 3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for_x, for_weights = (part.pred() for part in head.apart(x))
+        expected = head(x).pred()
+    torch.testing.assert_close(for_x, expected)
+    torch.testing.assert_close(for_weights, expected)
+    ((for_x * to_x).sum() + (for_weights * to_weights).sum()).backward()
+    (of_x,) = torch.autograd.grad((expected * to_x).sum(), x, retain_graph=True)
+    of_weights = torch.autograd.grad((expected * to_weights).sum(), list(head.parameters()))
+    torch.testing.assert_close(x.grad, of_x)
+    for parameter, grad in zip(head.parameters(), of_weights, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
