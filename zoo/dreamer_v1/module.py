@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from datamodules.spec import Spec
 from zoo.base import Batch, State
 from zoo.nets.actions import add_noise
-from zoo.nets.distributions import TanhNormal, UnitNormal
+from zoo.nets.distributions import PolicySteps, TanhNormal, UnitNormal
 from zoo.nets.frozen import frozen
 from zoo.nets.heads import ActionHead, BinaryHead, ScalarHead
 from zoo.nets.layers import ELU
@@ -63,6 +63,7 @@ class DreamerV1(
         lam: lambda of the returns.
         imagine_length: steps H of imagined rollouts.
         imagine_last: start imagination only from the last so many steps of each sequence (0: all).
+        entropy: scale of an entropy bonus for the policy; 0 as published.
         init_std: standard deviation of a new policy over a box, before the tanh.
         exploration: standard deviation of the noise on box actions, or probability of a random
             discrete action.
@@ -94,6 +95,7 @@ class DreamerV1(
         lam: float = 0.95,
         imagine_length: int = 15,
         imagine_last: int = 0,
+        entropy: float = 0.0,
         init_std: float = 5.0,
         exploration: float = 0.3,
         model_lr: float = 6e-4,
@@ -111,14 +113,14 @@ class DreamerV1(
         reject_unless_positive("DreamerV1", **rates, clip=clip)
         reject_outside("DreamerV1", 2, math.inf, imagine_length=imagine_length)
         reject_outside("DreamerV1", 0, math.inf, imagine_last=imagine_last, free_nats=free_nats)
-        reject_outside("DreamerV1", 0, math.inf, exploration=exploration)
+        reject_outside("DreamerV1", 0, math.inf, exploration=exploration, entropy=entropy)
         reject_outside("DreamerV1", 0, 1, discount=discount, lam=lam, average_rate=average_rate)
         self.loss_scales = {"reconstruction": reconstruction_scale, "reward": reward_scale}
         self.loss_scales |= {"kl": kl_scale, "actor": 1.0, "critic": 1.0}
         self.reward_unit = reward_unit
         self.free_nats, self.discount, self.lam = free_nats, discount, lam
         self.imagine_length, self.imagine_last = imagine_length, imagine_last
-        self.exploration = exploration
+        self.entropy, self.exploration = entropy, exploration
         self.lrs, self.clip = (model_lr, actor_lr, critic_lr), clip
 
         latent, units = Gaussians(w["stoch"]), w["units"]
@@ -150,7 +152,7 @@ class DreamerV1(
         # values and targets are those of the H imagined states.
         with frozen(self.rssm, self.reward_head, self.continue_head):
             starts = seen.starts(self.imagine_last)
-            dream, _, _ = self.dream(starts, self.imagine_length)
+            dream, _, policies = self.dream(starts, self.imagine_length)
             imagined = features({key: states[:, 1:] for key, states in dream.items()})
             reward = self.reward_head(imagined).pred()
             discount = torch.full_like(reward, self.discount)
@@ -166,7 +168,10 @@ class DreamerV1(
             weight = weight * alive
 
         # Behaviour (equations 7 and 8)
-        losses["actor"] = -(weight * target).mean()
+        objective = target
+        if self.entropy:
+            objective = objective + self.entropy * PolicySteps(policies[1:]).entropy()
+        losses["actor"] = -(weight * objective).mean()
         losses["critic"] = (weight * learning_value[:, :-1].loss(target.detach())).mean()
         if self.logs_now:
             entropy = self.actor(imagined.detach()).entropy().mean()

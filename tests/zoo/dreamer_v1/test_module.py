@@ -181,6 +181,24 @@ class TestBehaviour:
             torch.testing.assert_close(parameter.grad, grad, atol=1e-6, rtol=1e-3)
         assert any((grad != 0).any() for grad in expected)
 
+    def test_an_entropy_bonus_is_weighted_like_the_targets(self, continue_scale: float) -> None:
+        # Of discrete actions: the entropy of a tanh-normal is an estimate.
+        model = build(vectors("discrete"), continue_scale=continue_scale, entropy=0.3)
+        batch = batch_with_an_end(vectors("discrete"))
+        x, target, weight = dreamed(model, step(model, batch))
+        probs = torch.cat(model.actor(x[:, :-1].detach()).log_probs, -1).exp()
+        bonus = 0.3 * -(probs * probs.log()).sum(-1)
+        assert bonus.std() > 1e-4
+        expected = -(weight * (target + bonus)).mean()
+        torch.testing.assert_close(model.last_losses["actor"], expected.detach())
+        wrt = list(model.actor.parameters())
+        torch.manual_seed(5)
+        model.zero_grad()
+        model.training_step(batch, 0).backward()
+        for parameter, grad in zip(wrt, torch.autograd.grad(expected, wrt), strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, grad, atol=1e-6, rtol=1e-3)
+
     def test_the_critic_learns_from_targets_as_constants(
         self, spec: Spec, continue_scale: float
     ) -> None:
