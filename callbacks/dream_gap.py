@@ -44,6 +44,7 @@ class DreamRealityGap(EveryEnvSteps):
         max_steps: most actions recorded of an episode.
         seed: of environments and policy noise.
         at_start: measure the untrained model, too.
+        every_updates: how often, in updates; then env steps do not matter.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class DreamRealityGap(EveryEnvSteps):
         max_steps: int = 200,
         seed: int = 0,
         at_start: bool = False,
+        every_updates: int | None = None,
     ) -> None:
-        super().__init__(every_env_steps, seed, at_start)
+        super().__init__(every_env_steps, seed, at_start, every_updates)
         for name, value in (("starts", starts), ("horizon", horizon), ("context", context)):
             if value < 1:
                 raise UserError(f"DreamRealityGap: {name} is {value}, must be at least 1")

@@ -36,6 +36,7 @@ class DreamVideo(EveryEnvSteps):
         episodes: columns.
         seed: of environments and noise.
         at_start: film the untrained model, too.
+        every_updates: how often, in updates; then env steps do not matter.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class DreamVideo(EveryEnvSteps):
         episodes: int = 4,
         seed: int = 0,
         at_start: bool = False,
+        every_updates: int | None = None,
     ) -> None:
-        super().__init__(every_env_steps, seed, at_start)
+        super().__init__(every_env_steps, seed, at_start, every_updates)
         for name, value in (("context", context), ("horizon", horizon), ("episodes", episodes)):
             if value < 1:
                 raise UserError(f"DreamVideo: {name} is {value}, must be at least 1")

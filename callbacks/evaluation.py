@@ -23,6 +23,7 @@ class Evaluation(EveryEnvSteps):
         episodes: how many episodes each time.
         seed: of the environments; every evaluation has others.
         at_start: evaluate the untrained model, too.
+        every_updates: how often, in updates; then env steps do not matter.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Evaluation(EveryEnvSteps):
         episodes: int = 10,
         seed: int = 0,
         at_start: bool = False,
+        every_updates: int | None = None,
     ) -> None:
-        super().__init__(every_env_steps, seed, at_start)
+        super().__init__(every_env_steps, seed, at_start, every_updates)
         if episodes < 1:
             raise UserError(f"Evaluation: episodes is {episodes}, must be at least 1")
         self.episodes = episodes

@@ -21,7 +21,7 @@ from datamodules.errors import UserError
 class EveryEnvSteps(pl.Callback):
     """Calls `measure` at the first batch end after `env_steps` passed each multiple of a number.
 
-    Nothing but `env_steps` decides, and the last multiple is in the checkpoint, so a resumed run
+    Nothing but `env_steps` (or `updates`, where `every_updates` is given) decides, and the last multiple is in the checkpoint, so a resumed run
     measures at the same updates with the same seeds. With several ranks, rank zero measures and
     the others wait for its metrics.
 
@@ -29,14 +29,21 @@ class EveryEnvSteps(pl.Callback):
         every_env_steps: the number, in frames.
         seed: all randomness of the n-th measurement derives from (seed, n).
         at_start: measure before the first update, too.
+        every_updates: multiples of so many updates instead, for models that collect first and then
+            learn.
     """
 
-    def __init__(self, every_env_steps: int, seed: int = 0, at_start: bool = False) -> None:
-        if every_env_steps < 1:
-            raise UserError(
-                f"{type(self).__name__}: every_env_steps is {every_env_steps}, must be at least 1"
-            )
-        self.every_env_steps = every_env_steps
+    def __init__(
+        self,
+        every_env_steps: int,
+        seed: int = 0,
+        at_start: bool = False,
+        every_updates: int | None = None,
+    ) -> None:
+        for name, value in (("every_env_steps", every_env_steps), ("every_updates", every_updates)):
+            if value is not None and value < 1:
+                raise UserError(f"{type(self).__name__}: {name} is {value}, must be at least 1")
+        self.every_env_steps, self.every_updates = every_env_steps, every_updates
         self.seed = seed
         self.at_start = at_start
         self._measured = -1
@@ -61,7 +68,11 @@ class EveryEnvSteps(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Measures if it is time."""
-        multiple = counters(pl_module).env_steps // self.every_env_steps
+        updates, env_steps = counters(pl_module)
+        if self.every_updates is None:
+            multiple = env_steps // self.every_env_steps
+        else:
+            multiple = updates // self.every_updates
         if multiple > self._measured:
             self._measured = multiple
             self._measure(trainer, pl_module)

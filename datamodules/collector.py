@@ -11,7 +11,7 @@ import copy
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -39,22 +39,38 @@ class Actor(Protocol):
 
 
 class RandomPolicy:
-    """Uniformly random actions."""
+    """Uniformly random actions, each held for 1 to `hold` steps.
 
-    def __init__(self, spec: Spec, rng: np.random.Generator) -> None:
-        self.spec, self.rng = spec, rng
+    Args:
+        spec: of the environments.
+        rng: source of the draws.
+        hold: longest time that an action is repeated; the length is drawn uniformly.
+    """
+
+    def __init__(self, spec: Spec, rng: np.random.Generator, hold: int = 1) -> None:
+        self.spec, self.rng, self.hold = spec, rng, hold
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
-        """Nothing to remember."""
-        return {}
+        """The action that goes on, and for how many more steps."""
+        if self.hold == 1:
+            return {}
+        action = torch.zeros(batch_size, *self.spec.action.shape)
+        left = torch.zeros(batch_size, dtype=torch.int64)
+        return {"action": action.to(getattr(torch, self.spec.action.dtype)), "left": left}
 
     def act(
         self, obs: Mapping[str, Tensor], state: dict[str, Tensor], *, explore: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One random action for each row of the observations."""
         rows = len(next(iter(obs.values())))
-        actions = np.stack([self.spec.action.sample(self.rng) for _ in range(rows)])
-        return torch.from_numpy(actions), state
+        if self.hold == 1:
+            actions = np.stack([self.spec.action.sample(self.rng) for _ in range(rows)])
+            return torch.from_numpy(actions), state
+        action, left = state["action"].clone(), state["left"].clone()
+        for row in torch.nonzero(left == 0).flatten().tolist():
+            action[row] = torch.from_numpy(np.asarray(self.spec.action.sample(self.rng)))
+            left[row] = int(self.rng.integers(1, self.hold + 1))
+        return action, {"action": action, "left": left - 1}
 
 
 class FinishedEpisode(NamedTuple):
@@ -63,6 +79,91 @@ class FinishedEpisode(NamedTuple):
     return_: float
     length: int
     agent_steps: int
+
+
+class Player(Protocol):
+    """Acts in many episodes at once, and knows which is which."""
+
+    def initial_state(self, batch_size: int) -> dict[str, Tensor]:
+        """The state before an episode, {key: (B, ...)}."""
+
+    def act(
+        self, obs: Mapping[str, Tensor], state: dict[str, Tensor], episode: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actions for observations {key: (B, ...)} of the episodes (B,), and the next state."""
+
+
+class Played(NamedTuple):
+    """Return (N,) and length (N,) in agent steps of N episodes."""
+
+    reward: np.ndarray
+    length: np.ndarray
+
+
+def play(
+    pool: EnvPool,
+    player: Player,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    horizon: int | None = None,
+) -> Played:
+    """Plays one episode from each seed, as many at once as there are environments.
+
+    Args:
+        pool: the environments.
+        player: chooses the actions.
+        seeds: of the episodes.
+        device: where the player wants observations.
+        horizon: steps after which an episode is cut.
+
+    Raises:
+        UserError: an environment failed, for an episode that is left out would distort the score.
+    """
+    reward, length = np.zeros(len(seeds), np.float32), np.zeros(len(seeds), np.int64)
+    waiting = deque(range(len(seeds)))
+    running: list[int | None] = [None] * len(pool)
+    obs: list[dict[str, np.ndarray]] = [{} for _ in running]
+    rows: list[dict[str, Tensor]] = [{} for _ in running]
+    actions: dict[int, np.ndarray] = {}
+    while True:
+        commands: list[Reset | Action | None] = []
+        for slot, episode in enumerate(running):
+            if episode is None and waiting:
+                running[slot] = fresh = waiting.popleft()
+                rows[slot] = player.initial_state(1)
+                commands.append(Reset(seeds[fresh]))
+            else:
+                commands.append(None if episode is None else Action(actions[slot]))
+        if all(episode is None for episode in running):
+            return Played(reward, length)
+        for slot, (command, result) in enumerate(zip(commands, pool.step(commands), strict=True)):
+            episode = running[slot]
+            if result is None or episode is None:
+                continue
+            if isinstance(result, EnvFailure):
+                raise UserError(
+                    f"environment {slot} failed while a policy was scored: {result.message}; mend "
+                    "the environment and resume the run"
+                )
+            obs[slot] = result.obs
+            if isinstance(command, Action):
+                reward[episode] += result.reward
+                length[episode] += 1
+            if result.terminated or result.truncated or length[episode] == horizon:
+                running[slot] = None
+        live = [(slot, episode) for slot, episode in enumerate(running) if episode is not None]
+        if live:
+            slots = [slot for slot, _ in live]
+            stacked = {k: np.stack([obs[slot][k] for slot in slots]) for k in obs[slots[0]]}
+            state = {k: torch.cat([rows[slot][k] for slot in slots]) for k in rows[slots[0]]}
+            action, state = player.act(
+                {k: torch.from_numpy(v).to(device) for k, v in stacked.items()},
+                state,
+                torch.tensor([episode for _, episode in live], device=device),
+            )
+            for i, slot in enumerate(slots):
+                rows[slot] = {key: value[i : i + 1] for key, value in state.items()}
+                actions[slot] = action[i].cpu().numpy()
 
 
 class _Slot:
@@ -110,6 +211,7 @@ class Collector:
         self.seed, self.rank, self.device = seed, rank, device
         self.slots = [_Slot() for _ in range(len(pool))]
         self.state: dict[str, Tensor] | None = None
+        self._actor: Actor | None = None
         self.agent_steps = 0
         self.episodes = 0
         self.failures = 0
@@ -218,6 +320,10 @@ class Collector:
         stacked = {key: np.stack([slot.row[key] for slot in self.slots]) for key in keys}
         obs = {k[len("obs/") :]: torch.from_numpy(v).to(self.device) for k, v in stacked.items()}
         first = torch.tensor([bool(slot.row["is_first"]) for slot in self.slots])
+        if actor is not self._actor:
+            self._actor = actor
+            if self.state is not None and self.state.keys() != actor.initial_state(1).keys():
+                self.state = None  # it was another actor's
         self.state = restart_rows(self.state, actor, first)
         action, self.state = actor.act(obs, self.state, explore=True)
         actions = action.cpu().numpy()

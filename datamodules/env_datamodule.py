@@ -19,7 +19,7 @@ keeps some. Sequences may cross the borders of episodes; put together of pieces 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,11 +30,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from datamodules.collector import Collector, RandomPolicy
+from datamodules.collector import Collector, Played, Player, RandomPolicy, play
 from datamodules.envs.factory import make_env
 from datamodules.envs.wrappers import frames_per_step
 from datamodules.errors import UserError
-from datamodules.replay import ReplayBuffer
+from datamodules.replay import Portion, ReplayBuffer
 from datamodules.samplers import PieceSampler, Sampler, WindowSampler
 from datamodules.spec import Spec
 from datamodules.store import EpisodeStore, Field
@@ -72,8 +72,10 @@ class EnvDataModule(pl.LightningDataModule):
             temporary one if the trainer has no logger.
         seed: all environments, samplers and noise derive from it.
         policy: "model" lets the trainer's module act; "random" collects `episodes` random episodes
-            first and never acts afterwards.
+            first; afterwards only a model that works in rounds acts (`replay_round`), for as many
+            episodes again in each.
         episodes: least number of random episodes; those that end in the same round all count.
+        random_hold: longest time in steps for which a random policy repeats an action.
         updates_per_epoch: length of a Lightning epoch, which means nothing else here.
     """
 
@@ -100,6 +102,7 @@ class EnvDataModule(pl.LightningDataModule):
         seed: int = 0,
         policy: str = "model",
         episodes: int = 0,
+        random_hold: int = 1,
         updates_per_epoch: int = 1000,
     ) -> None:
         super().__init__()
@@ -110,6 +113,7 @@ class EnvDataModule(pl.LightningDataModule):
         }
         positive |= {"sequence_length": sequence_length, "replay_ratio": replay_ratio}
         positive |= {"action_repeat": action_repeat, "updates_per_epoch": updates_per_epoch}
+        positive |= {"random_hold": random_hold}
         if prefill < 0 or pretrain < 0:
             raise UserError(
                 f"EnvDataModule: prefill {prefill} and pretrain {pretrain} must be >= 0"
@@ -137,6 +141,7 @@ class EnvDataModule(pl.LightningDataModule):
         self.piece_length, self.prioritize_ends = piece_length, prioritize_ends
         self.directory, self.seed = directory, seed
         self.policy, self.random_episodes = policy, episodes
+        self.random_hold = random_hold
         self.updates_per_epoch = updates_per_epoch
         self.make_env: Callable[[], gym.Env] = partial(
             make_env,
@@ -150,6 +155,8 @@ class EnvDataModule(pl.LightningDataModule):
         self.collector: Collector | None = None
         self.replay: ReplayBuffer | None = None
         self._pool: EnvPool | None = None
+        self._stage: EnvPool | None = None  # where episodes are played that are not recorded
+        self._played = 0
         self.served = 0
         self._agent_steps = 0
         self._written_back: tuple[Tensor, dict[str, Tensor]] | None = None
@@ -167,7 +174,7 @@ class EnvDataModule(pl.LightningDataModule):
     def env_steps(self) -> int:
         """Frames caused so far by the agents of all ranks."""
         if self._restored:
-            steps = sum(rank["collector"]["agent_steps"] for rank in self._restored)
+            steps = sum(_steps(rank) for rank in self._restored)
         else:
             steps = self._agent_steps
         return steps * self._facts()[1]
@@ -199,6 +206,7 @@ class EnvDataModule(pl.LightningDataModule):
         self._take_over_latents()
         mine = {
             "served": self.served,
+            "played": self._played,
             "directory": str(self._root),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
@@ -227,12 +235,45 @@ class EnvDataModule(pl.LightningDataModule):
         while self.served >= self._updates_due():
             self.collector.advance(self._actor())
             if self._world_size == 1:
-                self._agent_steps = self.collector.agent_steps
+                self._agent_steps = self.collector.agent_steps + self._played
             if self.progress is not None:
                 self.progress()
         self.served += 1
-        self._agent_steps = self._sum_over_ranks(self.collector.agent_steps)
-        return _nest(self.replay.sample(self.batch_size))
+        self._agent_steps = self._sum_over_ranks(self.collector.agent_steps + self._played)
+        prepare = getattr(self._module, "prepare_batch", None)
+        portion: Portion = prepare(self) if prepare else Portion()
+        self._take_over_latents()
+        rows = portion.rows or self.batch_size
+        return _nest(self.replay.sample(rows, portion.steps, portion.observations))
+
+    def sweep(
+        self, steps: int, observations: tuple[str, ...] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """All replayed steps of this rank, once, as batches (1, T, ...) with T up to `steps`.
+
+        Args:
+            steps: longest sequence.
+            observations: keys of the observations to read; by default all.
+        """
+        assert self.replay is not None
+        for batch in self.replay.sweep(steps, observations):
+            yield _nest(batch)
+            self._take_over_latents()
+
+    def first_steps(self, limit: int) -> dict[str, Any]:
+        """First steps of at most `limit` replayed episodes of this rank, a batch (N, 1, ...)."""
+        assert self.replay is not None
+        return _nest(self.replay.first_steps(limit))
+
+    def play(self, player: Player, seeds: Sequence[int], horizon: int | None = None) -> Played:
+        """Plays episodes on this rank that are not recorded; their steps count as `env_steps`."""
+        if self._stage is None:
+            self._stage = EnvPool([self.make_env] * self.num_envs, workers=self.workers)
+        played = play(self._stage, player, seeds, self._module.device, horizon)
+        self._played += int(played.length.sum())
+        if self._world_size == 1:
+            self._agent_steps += int(played.length.sum())
+        return played
 
     def write_back(self, step_id: Tensor, latents: dict[str, Tensor]) -> None:
         """Replaces the stored latents (B, T, ...) of steps (B, T).
@@ -276,7 +317,8 @@ class EnvDataModule(pl.LightningDataModule):
         if not self.replay.can_sample:
             return 0
         if self.policy == "random":
-            return self.served + 1 if self.collector.episodes >= self.random_episodes else 0
+            wanted = self.random_episodes * (1 + getattr(self._module, "replay_round", 0))
+            return self.served + 1 if self.collector.episodes >= wanted else 0
         if steps < self.prefill:
             return 0
         replayed = self.batch_size * self.sequence_length
@@ -300,14 +342,17 @@ class EnvDataModule(pl.LightningDataModule):
         return int(total)
 
     def _actor(self) -> Any:
-        return self._random if self.policy == "random" else self._module
+        assert self.collector is not None
+        random = self.policy == "random" and self.collector.episodes < self.random_episodes
+        return self._random if random else self._module
 
     def _start(self) -> None:
         """Builds environments and replay, or restores them from a checkpoint."""
         assert self.trainer is not None
         self._module = self.trainer.lightning_module
         seeds = np.random.SeedSequence(self.seed, spawn_key=(self._rank,)).spawn(2)
-        self._random = RandomPolicy(self.spec, np.random.default_rng(seeds[0]))
+        rng = np.random.default_rng(seeds[0])
+        self._random = RandomPolicy(self.spec, rng, self.random_hold)
         path = self._replay_path()
         if self._restored is None and path.exists() and any(path.iterdir()):
             raise UserError(
@@ -334,19 +379,21 @@ class EnvDataModule(pl.LightningDataModule):
             torch.manual_seed(int(noise.generate_state(1)[0]))
             return
         mine = self._restored[self._rank]
-        self.served = mine["served"]
+        self.served, self._played = mine["served"], mine.get("played", 0)
         self.replay.load_state_dict(mine["replay"])
         self.collector.load_state_dict(mine["collector"])
         _set_rng_state(mine["rng"])
-        self._agent_steps = sum(rank["collector"]["agent_steps"] for rank in self._restored)
+        self._agent_steps = sum(_steps(rank) for rank in self._restored)
         self._restored = None
 
     def _close(self) -> None:
         if self._pool is not None:
             self._pool.close()
+        if self._stage is not None:
+            self._stage.close()
         if self.replay is not None:
             self.replay.close()
-        self.collector = self.replay = self._pool = None
+        self.collector = self.replay = self._pool = self._stage = None
 
     def _sampler(self, context: int) -> Callable[..., Sampler]:
         """What makes the sampler that is asked for, or that the model asks for."""
@@ -432,6 +479,11 @@ class ReplayLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for _ in range(len(self)):
             yield self.data.next_batch()
+
+
+def _steps(rank: dict[str, Any]) -> int:
+    """Agent steps in a rank's part of a state."""
+    return rank["collector"]["agent_steps"] + rank.get("played", 0)
 
 
 def _nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,20 @@ STREAM_SHIFT: Final = 40
 KEPT_POSITIONS: Final = 3
 # A chunk is the unit of eviction: so many fit into the capacity at least.
 _CHUNKS_IN_CAPACITY: Final = 8
+
+
+class Portion(NamedTuple):
+    """What a model wants of a batch; None is whatever the datamodule gives.
+
+    Attributes:
+        rows: number of sequences.
+        steps: their first so many steps.
+        observations: keys of the observations to read.
+    """
+
+    rows: int | None = None
+    steps: int | None = None
+    observations: tuple[str, ...] | None = None
 
 
 class ReplayBuffer:
@@ -136,11 +150,18 @@ class ReplayBuffer:
         if self.store.num_steps > self.capacity:
             self._evict()
 
-    def sample(self, batch_size: int) -> dict[str, np.ndarray]:
+    def sample(
+        self,
+        batch_size: int,
+        steps: int | None = None,
+        observations: tuple[str, ...] | None = None,
+    ) -> dict[str, np.ndarray]:
         """Draws a batch of sequences.
 
         Args:
             batch_size: number of sequences B.
+            steps: only the first so many steps of each, T; by default all.
+            observations: only these of the fields `obs/<key>`; by default all.
 
         Returns:
             New arrays (B, T, ...): the fields, `step_id` (int64) and `latents/<key>`.
@@ -153,26 +174,54 @@ class ReplayBuffer:
                 f"the replay holds {self.num_steps} steps, too few for one sequence of "
                 f"{self.sequence_length} in any stream: collect more first (prefill)"
             )
-        size = (batch_size, self.sequence_length)
-        batch = {key: np.empty(size + f.shape, f.dtype) for key, f in self.store.fields.items()}
-        latents = {
-            key: np.empty(size + f.shape, f.dtype) for key, f in self._latents.fields.items()
-        }
-        step_ids = np.empty(size, np.int64)
+        size = (batch_size, min(steps or self.sequence_length, self.sequence_length))
+        batch = self._empty(size, observations)
         for b, segments in enumerate(self._sampler.draw(batch_size)):
             at = 0
             for stream, start, length, begins in segments:
-                rows = slice(at, at + length)
-                out = {key: value[b, rows] for key, value in batch.items()}
-                self.store.read(stream, start, length, out)
+                length = min(length, size[1] - at)
+                if not length:
+                    break
+                out = {key: value[b, at : at + length] for key, value in batch.items()}
+                self._read(stream, start, out)
                 if begins:
                     out["is_first"][0] = True
-                self._latents.read(stream, start, {k: v[b, rows] for k, v in latents.items()})
-                step_ids[b, rows] = (stream << STREAM_SHIFT | start) + np.arange(length)
                 at += length
-        batch["step_id"] = step_ids
-        self.num_sampled += step_ids.size
-        return batch | {f"latents/{key}": value for key, value in latents.items()}
+        self.num_sampled += batch["step_id"].size
+        return batch
+
+    def sweep(
+        self, steps: int, observations: tuple[str, ...] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """All steps held now, once, in the order of the streams.
+
+        Args:
+            steps: longest sequence; none crosses from one stream to another.
+            observations: as for `sample`.
+
+        Yields:
+            Arrays (1, T, ...), as `sample` gives them.
+        """
+        for stream in self.store.stream_ids:
+            first, end = self.store.bounds(stream)
+            for start in range(first, end, steps):
+                batch = self._empty((1, min(steps, end - start)), observations)
+                self._read(stream, start, {key: value[0] for key, value in batch.items()})
+                yield batch
+
+    def first_steps(self, limit: int) -> dict[str, np.ndarray]:
+        """The first step of every episode held, or of `limit` of them spread evenly over all.
+
+        Returns:
+            Arrays (N, 1, ...), as `sample` gives them.
+        """
+        episodes = [e for e in self.store.episodes() if e.length > 1]
+        chosen = np.linspace(0, len(episodes) - 1, min(limit, len(episodes))).astype(int)
+        batch = self._empty((len(chosen), 1), None)
+        for b, index in enumerate(chosen):
+            episode = episodes[index]
+            self._read(episode.stream, episode.start, {k: v[b] for k, v in batch.items()})
+        return batch
 
     def write_back(self, step_ids: np.ndarray, latents: Mapping[str, np.ndarray]) -> None:
         """Replaces latents of earlier samples; steps evicted meanwhile are left out.
@@ -265,6 +314,30 @@ class ReplayBuffer:
                 self._latents.write(stream, first, {k: v.numpy() for k, v in latents.items()})
         self._kept.clear()
         self._kept.append(self.store.position())
+
+    def _empty(
+        self, size: tuple[int, int], observations: tuple[str, ...] | None
+    ) -> dict[str, np.ndarray]:
+        """Arrays for a batch of size (B, T)."""
+        fields = dict(self.store.fields)
+        if observations is not None:
+            wanted = {f"obs/{key}" for key in observations}
+            fields = {k: f for k, f in fields.items() if not k.startswith("obs/") or k in wanted}
+        batch = {key: np.empty(size + f.shape, f.dtype) for key, f in fields.items()}
+        batch["step_id"] = np.empty(size, np.int64)
+        latents = self._latents.fields
+        return batch | {
+            f"latents/{k}": np.empty(size + f.shape, f.dtype) for k, f in latents.items()
+        }
+
+    def _read(self, stream: int, start: int, out: Mapping[str, np.ndarray]) -> None:
+        """Fills arrays (T, ...) of `_empty` with consecutive rows of a stream."""
+        length = len(out["step_id"])
+        latents = {k.removeprefix("latents/"): v for k, v in out.items() if k[:8] == "latents/"}
+        fields = {k: v for k, v in out.items() if k != "step_id" and k[:8] != "latents/"}
+        self.store.read(stream, start, length, fields)
+        self._latents.read(stream, start, latents)
+        out["step_id"][:] = (stream << STREAM_SHIFT | start) + np.arange(length)
 
     def _evict(self) -> None:
         while self.store.num_steps > self.capacity:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from zoo.base import ZooModel
 
 BUILT_IN = (
+    "zoo.world_models.card:CARD",
     "zoo.planet.card:CARD",
     "zoo.dreamer_v1.card:CARD",
     "zoo.dreamer_v2.card:CARD",

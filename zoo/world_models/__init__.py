@@ -1,0 +1,1 @@
+"""World Models: V, M and C, trained one after the other."""
