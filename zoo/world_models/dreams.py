@@ -84,14 +84,14 @@ class Advanced(NamedTuple):
     Attributes:
         z, h, c: (..., Z), (..., H), (..., H).
         reward: (...) earned on the way.
-        done_logit: (...) log-odds of the end as the head says them; None without a head.
+        done: (...) probability that the task ends there.
     """
 
     z: Tensor
     h: Tensor
     c: Tensor
     reward: Tensor
-    done_logit: Tensor | None
+    done: Tensor
 
 
 class Dreamer:
@@ -106,7 +106,7 @@ class Dreamer:
 
     def __init__(self, memory: Memory, temperature: float = 1.0, threshold: bool = False) -> None:
         self.memory, self.temperature, self.threshold = memory, temperature, threshold
-        weight = torch.cat([memory.lstm.weight_ih_l0, memory.lstm.weight_hh_l0], 1).detach().clone()
+        weight = torch.cat(memory.weights, 1).detach().clone()
         # tanh x = 2 sigmoid(2 x) - 1: one sigmoid for all gates, and tanh is slow on CPUs.
         weight[2 * memory.hidden : 3 * memory.hidden] *= 2
         device = weight.device.type
@@ -140,17 +140,23 @@ class Dreamer:
         reward = torch.ones_like(h[..., 0])
         if memory.reward_head is not None:
             reward = memory.reward_head(inputs).pred()
-        done = None if memory.done_head is None else memory.done_logit(inputs)
-        return Advanced(z, h, c, reward, done)
+        return Advanced(z, h, c, reward, self._done(inputs, z))
 
-    def done_probability(self, logit: Tensor | None, like: Tensor) -> Tensor:
-        """Probability that the task ends, of the head's log-odds; 0 without a head."""
-        if logit is None:
-            return torch.zeros_like(like)
-        if self.threshold:
-            return (logit > 0).float()
-        # The loss weighs ends more, which adds ln(weight) to the log-odds.
-        return torch.sigmoid(logit - math.log(self.memory.done_weight))
+    def _done(self, inputs: Tensor, z: Tensor) -> Tensor:
+        """Probability (...) that the task ends at z, of what the head sees; 0 without a head."""
+        memory = self.memory
+        done = torch.zeros_like(z[..., 0])
+        if memory.done_head is not None:
+            logit = memory.done_head(inputs).logit
+            if self.threshold:
+                done = (logit > 0).float()
+            else:  # the loss weighs ends more, which adds ln(weight) to the log-odds
+                done = torch.sigmoid(logit - math.log(memory.done_weight))
+        if memory.halt_outside is not None:
+            margin = memory.halt_outside * (memory.high - memory.low)
+            outside = (z < memory.low - margin) | (z > memory.high + margin)
+            done = torch.where(outside.any(-1), 1.0, done)
+        return done
 
 
 @torch.no_grad()
@@ -180,7 +186,7 @@ def dream(dreamer: Dreamer, members: Members, count: int, start: Tensor, horizon
         following = dreamer.step(state, action, choice, noise)
         reward += following.reward * alive
         length += alive
-        alive = alive * (ends >= dreamer.done_probability(following.done_logit, alive))
+        alive = alive * (ends >= following.done)
         state = {"z": following.z, "h": following.h, "c": following.c}
         state["first"] = torch.zeros_like(alive, dtype=torch.bool)
         if (t + 1) % _LEAVE_EVERY and t + 1 < horizon:

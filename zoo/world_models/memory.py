@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
@@ -103,10 +104,15 @@ class Memory(nn.Module):
         predict_done: have a head for the task's end; without it dreams never end.
         head_units: width of the hidden layer of these heads, which then see h and the next z;
             0 makes them linear maps of h, as in the paper.
-        done_weight: weight of the steps at which the task ends in the loss of that head.
+        done_weight: weight of the steps at which the task ends in the loss of that head; it adds
+            ln(done_weight) to the log-odds that the head learns.
+        halt_outside: dreams end where z leaves the range [low, high] of the data by more than this
+            share of it; None lets them go on.
     """
 
     scale: Tensor
+    low: Tensor
+    high: Tensor
     reward_head: ScalarHead | None
     done_head: BinaryHead | None
 
@@ -124,24 +130,27 @@ class Memory(nn.Module):
         predict_done: bool = True,
         head_units: int = 0,
         done_weight: float = 10.0,
+        halt_outside: float | None = None,
     ) -> None:
         super().__init__()
         self.latent, self.hidden, self.mixtures = latent, hidden, mixtures
         self.delta, self.restart, self.done_weight = delta, restart, done_weight
         self.min_log_sigma, self.max_log_sigma = min_log_sigma, max_log_sigma
-        self.head_units = head_units
+        self.head_units, self.halt_outside = head_units, halt_outside
         # The input that is always 1 makes the one bias vector of the paper; torch has two.
         inputs = latent + action + restart + 1
         self.lstm = nn.LSTM(inputs, hidden, bias=False, batch_first=True)
         with torch.no_grad():
-            self.lstm.weight_ih_l0[:, -1] = 0
-            self.lstm.weight_ih_l0[hidden : 2 * hidden, -1] = 1  # remember at first
+            self.weights[0][:, -1] = 0
+            self.weights[0][hidden : 2 * hidden, -1] = 1  # remember at first
         self.out = nn.Linear(hidden, latent * max(1, 3 * mixtures))
         head_inputs = hidden + latent if head_units else hidden
         layers, units = (1, head_units) if head_units else (0, hidden)
         self.reward_head = ScalarHead(head_inputs, layers, units, RELU) if predict_reward else None
         self.done_head = BinaryHead(head_inputs, layers, units, RELU) if predict_done else None
         self.register_buffer("scale", torch.ones(latent))
+        self.register_buffer("low", torch.full((latent,), -1e6))
+        self.register_buffer("high", torch.full((latent,), 1e6))
 
     def forward(self, z: Tensor, action: Tensor, first: Tensor) -> Tensor:
         """h (B, T, H) after each step of sequences that start from zeros.
@@ -152,7 +161,24 @@ class Memory(nn.Module):
             first: (B, T) bool; where an episode begins, the LSTM starts from zeros again.
         """
         x = self.inputs(z, action, first)
-        # Each stretch of an episode is a sequence of its own, so that one call does them all.
+        return self._packed(x, first) if x.is_cuda else self._unrolled(x, first)
+
+    def _unrolled(self, x: Tensor, first: Tensor) -> Tensor:
+        """One step after the other; on CPUs twice as fast as packed sequences."""
+        weight_input, weight_hidden = self.weights
+        keep = (~first).to(x.dtype).unsqueeze(-1).unbind(1)
+        h = c = x.new_zeros(len(x), self.hidden)
+        steps = []
+        for gates, kept in zip(F.linear(x, weight_input).unbind(1), keep, strict=True):
+            gates = torch.addmm(gates, h * kept, weight_hidden.t())
+            i, f, g, o = gates.chunk(4, -1)
+            c = torch.sigmoid(f) * (c * kept) + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            steps.append(h)
+        return torch.stack(steps, 1)
+
+    def _packed(self, x: Tensor, first: Tensor) -> Tensor:
+        """One call, in which each stretch of an episode is a sequence of its own."""
         begins = first.clone()
         begins[:, 0] = True
         at = torch.nonzero(begins.flatten()).flatten()
@@ -161,12 +187,15 @@ class Memory(nn.Module):
         h = torch.cat(unpack_sequence(self.lstm(packed)[0]))
         return h.unflatten(0, first.shape)
 
+    @property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """The LSTM's weights for its inputs (4H, I) and for h (4H, H)."""
+        return cast(Tensor, self.lstm.weight_ih_l0), cast(Tensor, self.lstm.weight_hh_l0)
+
     def step(self, state: Mapping[str, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
         """The next h and c (N, H) of states {"z", "h", "c", "first"} and encoded actions (N, A)."""
         x = self.inputs(state["z"], action, state["first"])
-        h, c = torch.lstm_cell(
-            x, (state["h"], state["c"]), self.lstm.weight_ih_l0, self.lstm.weight_hh_l0
-        )
+        h, c = torch.lstm_cell(x, (state["h"], state["c"]), *self.weights)
         return h, c
 
     def predict(self, h: Tensor) -> Mixture | Point:
@@ -216,14 +245,6 @@ class Memory(nn.Module):
             weight = 1 + (self.done_weight - 1) * done
             losses["done"] = mean(self.done_head(inputs).loss(done) * weight)
         return losses
-
-    def done_logit(self, inputs: Tensor) -> Tensor:
-        """Log-odds (...) of the task's end as the head says them; it saw ends `done_weight` times.
-
-        Subtract ln(done_weight) for the true log-odds.
-        """
-        assert self.done_head is not None
-        return self.done_head(inputs).logit
 
     def inputs(self, z: Tensor, action: Tensor, first: Tensor) -> Tensor:
         """What the LSTM reads: (..., Z + A + 1), and one more with `restart`."""

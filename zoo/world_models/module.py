@@ -82,6 +82,9 @@ class WorldModels(
             (ours); 0 makes them linear in h.
         done_weight: weight of the steps at which the task ends in the loss of that head.
         done_scale: weight of that loss beside M's others.
+        halt_outside: dreams also end where z leaves the range of the data by more than this share
+            of it (ours): what M says there is made up, and controllers that go there fail in
+            reality. None lets dreams go on, as published.
         done_threshold: dreams end where M finds the end more likely than not (as published),
             rather than with the probability it says.
         features: what C sees: "zh", or "zch" (as for Doom).
@@ -133,6 +136,7 @@ class WorldModels(
         done_weight: float = 10.0,
         done_scale: float = 1.0,
         done_threshold: bool = True,
+        halt_outside: float | None = None,
         features: Literal["zh", "zch"] = "zh",
         action_map: Literal["general", "car-racing", "line"] = "general",
         action_order: list[int] | None = None,
@@ -217,6 +221,7 @@ class WorldModels(
             predict_done=predict_done,
             head_units=head_units,
             done_weight=done_weight,
+            halt_outside=halt_outside,
         )
         widths = {"z": self.vision.size, "h": w["hidden"], "c": w["hidden"]}
         inputs = sum(widths[key] for key in self.feature_keys)
@@ -347,26 +352,36 @@ class WorldModels(
 
     @torch.no_grad()
     def _encode_all(self, data: Any) -> None:
-        """Encodes every replayed frame, once, and measures the steps that z takes."""
+        """Encodes every replayed frame, once, and measures the range of z and its steps."""
         moments = torch.zeros(3, self.vision.size, dtype=torch.float64)
+        reach = self.memory.scale.new_full((2, self.vision.size), -torch.inf)  # of -z and z
         for batch in data.sweep(256):
             here = _to(batch, self.device)
             code = self.vision.encode(here["obs"])
             if self.vision.images:
                 self.write_back(batch["step_id"], code._asdict())
+            reach = torch.maximum(reach, torch.stack([-code.mean[0], code.mean[0]]).amax(1))
             goes_on = ~batch["is_first"][0, 1:]
             step = torch.diff(code.mean[0], dim=0).cpu().double()[goes_on]
             moments += torch.stack([torch.ones_like(step), step, step.square()]).sum(1)
+        if self._ranks > 1:
+            torch.distributed.all_reduce(reach, torch.distributed.ReduceOp.MAX)
+        self.memory.low.copy_(-reach[0])
+        self.memory.high.copy_(reach[1])
         if self.clock.round == 0:  # later rounds go on with what M knows
             _, std = _mean_and_std(self._over_ranks(moments))
             self.memory.scale.copy_(std)
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         """Adds float64 sums up over all ranks."""
-        if self._trainer is not None and self.trainer.world_size > 1:
+        if self._ranks > 1:
             sums = sums.to(self.device)
             torch.distributed.all_reduce(sums)
         return sums.cpu()
+
+    @property
+    def _ranks(self) -> int:
+        return self._trainer.world_size if self._trainer is not None else 1
 
     def _code(self, batch: Batch) -> Code:
         """Codes (B, T, Z) of a batch: those that the replay keeps, or made now."""
@@ -390,7 +405,7 @@ class WorldModels(
         else:
             scores = self._real_scores(members, data, clock)
         reward = scores.reward.double().mean(1).cpu()
-        reward = self._over_ranks(reward) / (self.trainer.world_size if self._trainer else 1)
+        reward = self._over_ranks(reward) / self._ranks
         penalty = self.weight_decay * members.cpu().double().square().mean(1)
         evolution.tell((reward - penalty)[:-1])
         self.controller.load(evolution.mean)
@@ -475,7 +490,7 @@ class WorldModels(
         played = data.play(players, seeds * len(choices), self.horizon)
         real = torch.from_numpy(played.reward).view(len(choices), -1).double().mean(1)
         both = self._over_ranks(torch.stack([dreamed.reward.cpu().double().mean(1), real]))
-        both = both / self.trainer.world_size
+        both = both / self._ranks
         ratios = {}
         for i, name in enumerate(policies):
             promised, earned = both[:, i].tolist()
@@ -590,7 +605,7 @@ class WorldModels(
             states.append(now)
             encoded.append(action)
             reward.append(ahead.reward)
-            cont.append(1 - dreamer.done_probability(ahead.done_logit, ahead.reward))
+            cont.append(1 - ahead.done)
         return Imagined(
             torch.stack(reward, 1),
             torch.stack(cont, 1),
