@@ -21,9 +21,9 @@ from datamodules.errors import UserError
 class EveryEnvSteps(pl.Callback):
     """Calls `measure` at the first batch end after `env_steps` passed each multiple of a number.
 
-    Nothing but `env_steps` (or `updates`, where `every_updates` is given) decides, and the last multiple is in the checkpoint, so a resumed run
-    measures at the same updates with the same seeds. With several ranks, rank zero measures and
-    the others wait for its metrics.
+    Nothing but `env_steps` (or `updates`, with `every_updates`) decides, and the last multiple is
+    in the checkpoint, so a resumed run measures at the same updates with the same seeds. With
+    several ranks, rank zero measures and the others wait for its metrics.
 
     Args:
         every_env_steps: the number, in frames.

@@ -488,7 +488,7 @@ def _steps(rank: dict[str, Any]) -> int:
 
 def _nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:
     """{"obs/image": array} to {"obs": {"image": tensor}}."""
-    nested: dict[str, Any] = {}
+    nested: dict[str, Any] = {"obs": {}}
     for name, array in flat.items():
         group, _, key = name.rpartition("/")
         target = nested.setdefault(group, {}) if group else nested

@@ -63,7 +63,14 @@ def _own_catalogue():
 
 def test_patterns_choose_models(toy: None) -> None:
     assert zoo.list_models("dreamer*") == ["dreamer-v1", "dreamer-v2", "dreamer-v3"]
-    assert zoo.list_models() == ["dreamer-v1", "dreamer-v2", "dreamer-v3", "planet", "toy"]
+    assert zoo.list_models() == [
+        "dreamer-v1",
+        "dreamer-v2",
+        "dreamer-v3",
+        "planet",
+        "toy",
+        "world-models",
+    ]
     assert zoo.list_models("nothing*") == []
 
 
@@ -90,7 +97,8 @@ def test_create_takes_the_presets_settings_and_options_win(toy: None) -> None:
         ("toy/wid", "unknown preset of toy 'wid' \\(did you mean 'wide'\\?\\)"),
         (
             "xxxx",
-            "unknown model 'xxxx' \\(there is dreamer-v1, dreamer-v2, dreamer-v3, planet, toy\\)",
+            "unknown model 'xxxx' \\(there is dreamer-v1, dreamer-v2, dreamer-v3, planet, toy, "
+            "world-models\\)",
         ),
     ],
 )
@@ -119,7 +127,13 @@ def test_a_broken_package_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) 
         ("again", "zoo.dreamer_v3.card:CARD"),
     )
     with pytest.warns(UserWarning, match="is left out") as warned:
-        assert zoo.list_models() == ["dreamer-v1", "dreamer-v2", "dreamer-v3", "planet"]
+        assert zoo.list_models() == [
+            "dreamer-v1",
+            "dreamer-v2",
+            "dreamer-v3",
+            "planet",
+            "world-models",
+        ]
     messages = [str(w.message) for w in warned]
     assert any("'gone'" in m and "no_such_package" in m for m in messages)
     assert any("'odd'" in m and "not a ModelCard" in m for m in messages)

@@ -137,9 +137,10 @@ class Dreamer:
         drawn = memory.predict(h).sample(self.temperature, choice, noise)
         z = memory.following(state["z"], drawn)
         inputs = memory.head_inputs(h, z)
-        reward = torch.ones_like(h[..., 0])
         if memory.reward_head is not None:
             reward = memory.reward_head(inputs).pred()
+        else:
+            reward = torch.full_like(h[..., 0], memory.step_reward or 0.0)
         return Advanced(z, h, c, reward, self._done(inputs, z))
 
     def _done(self, inputs: Tensor, z: Tensor) -> Tensor:

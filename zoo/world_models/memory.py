@@ -100,7 +100,7 @@ class Memory(nn.Module):
         delta: predict the step z' - z in units of its standard deviation rather than z'.
         restart: read, as one more input, whether the episode begins here (Doom, appendix A.2).
         min_log_sigma, max_log_sigma: bounds of the logarithms of the standard deviations.
-        predict_reward: have a head for the reward; without it each dreamed step earns 1.
+        step_reward: what each dreamed step earns; None has a head that learns it.
         predict_done: have a head for the task's end; without it dreams never end.
         head_units: width of the hidden layer of these heads, which then see h and the next z;
             0 makes them linear maps of h, as in the paper.
@@ -126,7 +126,7 @@ class Memory(nn.Module):
         restart: bool = False,
         min_log_sigma: float = -math.inf,
         max_log_sigma: float = math.inf,
-        predict_reward: bool = True,
+        step_reward: float | None = None,
         predict_done: bool = True,
         head_units: int = 0,
         done_weight: float = 10.0,
@@ -136,6 +136,7 @@ class Memory(nn.Module):
         self.latent, self.hidden, self.mixtures = latent, hidden, mixtures
         self.delta, self.restart, self.done_weight = delta, restart, done_weight
         self.min_log_sigma, self.max_log_sigma = min_log_sigma, max_log_sigma
+        self.step_reward = step_reward
         self.head_units, self.halt_outside = head_units, halt_outside
         # The input that is always 1 makes the one bias vector of the paper; torch has two.
         inputs = latent + action + restart + 1
@@ -146,7 +147,9 @@ class Memory(nn.Module):
         self.out = nn.Linear(hidden, latent * max(1, 3 * mixtures))
         head_inputs = hidden + latent if head_units else hidden
         layers, units = (1, head_units) if head_units else (0, hidden)
-        self.reward_head = ScalarHead(head_inputs, layers, units, RELU) if predict_reward else None
+        self.reward_head = (
+            ScalarHead(head_inputs, layers, units, RELU) if step_reward is None else None
+        )
         self.done_head = BinaryHead(head_inputs, layers, units, RELU) if predict_done else None
         self.register_buffer("scale", torch.ones(latent))
         self.register_buffer("low", torch.full((latent,), -1e6))

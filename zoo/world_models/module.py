@@ -76,7 +76,7 @@ class WorldModels(
         delta: M predicts the step of z in units of its standard deviation (ours).
         restart_input: M reads whether the episode begins here (as for Doom).
         min_log_sigma, max_log_sigma: bounds of the log-deviations of M; none in the paper.
-        predict_reward: M learns the reward (ours); otherwise each dreamed step earns 1.
+        step_reward: what each dreamed step earns (as for Doom); None has M learn it (ours).
         predict_done: M learns where the task ends (as for Doom); otherwise dreams do not end.
         head_units: hidden layer of the heads for reward and end, which then see the next z, too
             (ours); 0 makes them linear in h.
@@ -130,7 +130,7 @@ class WorldModels(
         restart_input: bool = False,
         min_log_sigma: float | None = None,
         max_log_sigma: float | None = None,
-        predict_reward: bool = True,
+        step_reward: float | None = None,
         predict_done: bool = True,
         head_units: int = 0,
         done_weight: float = 10.0,
@@ -217,7 +217,7 @@ class WorldModels(
             restart=restart_input,
             min_log_sigma=-math.inf if min_log_sigma is None else min_log_sigma,
             max_log_sigma=math.inf if max_log_sigma is None else max_log_sigma,
-            predict_reward=predict_reward,
+            step_reward=step_reward,
             predict_done=predict_done,
             head_units=head_units,
             done_weight=done_weight,
@@ -236,6 +236,7 @@ class WorldModels(
         self.evolution: Evolution | None = None
         self._told: dict[str, Tensor] | None = None  # a checkpoint's evolution, until it is needed
         self._starts: Code | None = None
+        self._starts_of = 0  # steps that the replay had seen then
         self._encoded: int | None = None  # the round whose frames are encoded
 
     # Stages
@@ -280,10 +281,11 @@ class WorldModels(
                 self._encoded = clock.round
             self._starts = None
             return Portion(observations=() if self.vision.images else vectors)
-        if self._starts is None and self.evolve_in == "dream":
+        seen = data.replay.num_appended
+        if self.evolve_in == "dream" and (self._starts is None or self._starts_of != seen):
             first = data.first_steps(self.starts)
             code = self._code(_to(first, self.device))
-            self._starts = Code(code.mean[:, 0], code.logvar[:, 0])
+            self._starts, self._starts_of = Code(code.mean[:, 0], code.logvar[:, 0]), seen
         return Portion(rows=1, observations=() if self.vision.images else vectors)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
