@@ -1,4 +1,4 @@
-"""`zoo bench speed`: what an update, a batch from the replay, an action and the Trainer cost.
+"""`zoo bench speed`: what an update, a replay batch, an action, the Trainer and dreams cost.
 
 Everything is timed with one thread unless OMP_NUM_THREADS says otherwise. Figures that are compared
 (sampling against copying, Trainer against a bare loop) are taken in turns, so that a busy machine
@@ -206,6 +206,67 @@ def time_trainer(updates: int, rounds: int) -> Iterator[tuple[str, str, float, i
     yield setting.name, "trainer_over_bare_loop", ratio, rounds * updates
 
 
+def time_generation(steps: int, repeats: int) -> Iterator[tuple[str, str, float, int]]:
+    """A generation of World Models, 64 members x 16 dreams x 1000 steps, at the paper's CarRacing.
+
+    No dream ends before its horizon. The generation is run whole; one dream after another through
+    the same program (batch 1) is timed on `steps` steps in turns with as many of the whole batch,
+    for 1024 dreams would take minutes. The parts are timed on the tensors of one step.
+    """
+    from zoo.world_models.controller import Actions, Controller
+    from zoo.world_models.dreams import Dreamer, LinearMembers, dream
+    from zoo.world_models.memory import Memory
+
+    members, rollouts, horizon = 64, 16, 1000
+    torch.manual_seed(0)
+    memory = Memory(32, 3, 256)
+    assert memory.done_head is not None
+    with torch.no_grad():
+        memory.done_head.out.bias.fill_(-100.0)
+    actions = Actions(ActionSpec("box", low=(-1.0, 0.0, 0.0), high=(1.0, 1.0, 1.0)), "car-racing")
+    controller = Controller(32 + 256, 3)
+    flat = 0.1 * torch.randn(members, controller.size)
+
+    def features(state: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([state["z"], state["h"]], -1)
+
+    def run(count: int, dreams: int, length: int) -> None:
+        linear = LinearMembers(controller.population(flat[:count]), actions, features)
+        dream(Dreamer(memory, threshold=True), linear, count, torch.randn(dreams, 32), length)
+
+    name = "M 256, 64 members x 16 dreams"
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):
+            batch_ms, one_ms = median_ms(
+                lambda: run(members, rollouts, steps), lambda: run(1, 1, steps), repeats=repeats
+            )
+            start = time.perf_counter()
+            run(members, rollouts, horizon)
+            whole = time.perf_counter() - start
+        label = f"{name}, {str(precision).removeprefix('torch.')}"
+        yield label, "generation_s", whole, 1
+        yield label, "batch_step_ms", batch_ms / steps, repeats
+        yield label, "single_step_ms", one_ms / steps, repeats
+        yield label, "speedup_over_single", members * rollouts * one_ms / batch_ms, repeats
+
+    with torch.no_grad():
+        dreamer, shape = Dreamer(memory), (members, rollouts)
+        hidden = torch.randn(*shape, 256)
+        state = {"z": torch.randn(*shape, 32), "h": hidden, "c": hidden}
+        state["first"] = torch.zeros(shape, dtype=torch.bool)
+        linear = LinearMembers(controller.population(flat), actions, features)
+        action, mixture = linear.act(state), memory.predict(hidden)
+        choice, noise = torch.rand(rollouts, 32), torch.randn(rollouts, 32)
+        parts: dict[str, Callable[[], Any]] = {
+            "lstm_ms": lambda: dreamer.recall(state, action),
+            "mixture_outputs_ms": lambda: memory.predict(hidden),
+            "mixture_sample_ms": lambda: mixture.sample(1.0, choice, noise),
+            "controller_ms": lambda: linear.act(state),
+        }
+        for part, taken in zip(parts, median_ms(*parts.values(), repeats=30), strict=True):
+            yield f"{name}, one step", part, taken, 30
+
+
 class _Clock(pl.Callback):
     """Seconds from the end of the first batch to the end of the last."""
 
@@ -228,15 +289,17 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     where = (git_sha(), versions(), hardware())
     rows = []
+    dreamer = SETTINGS[0].model
     figures = (
-        time_updates(options.repeats),
-        time_sampling(options.replay_steps, 10 * options.repeats),
-        time_trainer(updates=10 * options.repeats, rounds=3),
+        (dreamer, time_updates(options.repeats)),
+        (dreamer, time_sampling(options.replay_steps, 10 * options.repeats)),
+        (dreamer, time_trainer(updates=10 * options.repeats, rounds=3)),
+        ("world-models", time_generation(50, max(1, options.repeats // 6))),
     )
-    for figure in figures:
+    for model, figure in figures:
         for name, metric, value, n in figure:
             print(f"{name:45} {metric:24} {value:12,.3f}", flush=True)
-            cell = ("speed", SETTINGS[0].model, name, "synthetic", 0, 0, 0)
+            cell = ("speed", model, name, "synthetic", 0, 0, 0)
             rows.append(Row(*cell, metric, value, n, None, *where))
     options.out.mkdir(parents=True, exist_ok=True)
     write_rows(options.out / "results.csv", rows)

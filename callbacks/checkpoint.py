@@ -15,6 +15,7 @@ import math
 import signal
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class RunCheckpoint(Checkpoint):
 
     Args:
         every_updates: save at multiples of this many updates.
-        every_minutes: save when so many minutes have passed since the last time.
+        every_minutes: save when so many minutes have passed since the last time, also in the middle
+            of collecting.
         monitor: the metric of `best.ckpt`; higher is better, and of equal ones the later.
     """
 
@@ -113,6 +115,9 @@ class RunCheckpoint(Checkpoint):
         self._started_at = self._saved_at = time.monotonic()
         self._updates = counters(pl_module).updates
         self._trained = False
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "collecting"):
+            data.collecting = partial(self._while_collecting, trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -192,6 +197,14 @@ class RunCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.last_path)
         self._saved_updates = counters(pl_module).updates
         self._saved_at = time.monotonic()
+
+    def _while_collecting(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves between two updates when so many minutes have passed: collecting may take hours.
+
+        With several ranks it waits for the update, for they do not collect in step.
+        """
+        if trainer.world_size == 1 and self._minutes_over():
+            self.save(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score, the wall time, and how much of the log belongs to this checkpoint."""

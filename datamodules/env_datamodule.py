@@ -18,6 +18,7 @@ keeps some. Sequences may cross the borders of episodes; put together of pieces 
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -151,7 +152,9 @@ class EnvDataModule(pl.LightningDataModule):
             time_limit=time_limit,
             **(env_kwargs or {}),
         )
+        # Called after each step of the environments: to show it, and to save a long collection.
         self.progress: Callable[[], None] | None = None
+        self.collecting: Callable[[], None] | None = None
         self.collector: Collector | None = None
         self.replay: ReplayBuffer | None = None
         self._pool: EnvPool | None = None
@@ -210,6 +213,7 @@ class EnvDataModule(pl.LightningDataModule):
             "directory": str(self._root),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
+            "random": json.dumps(self._random.rng.bit_generator.state),
             "rng": _rng_state(),
         }
         return {"ranks": self._of_all_ranks(mine)}
@@ -236,8 +240,9 @@ class EnvDataModule(pl.LightningDataModule):
             self.collector.advance(self._actor())
             if self._world_size == 1:
                 self._agent_steps = self.collector.agent_steps + self._played
-            if self.progress is not None:
-                self.progress()
+            for hook in (self.progress, self.collecting):
+                if hook is not None:
+                    hook()
         self.served += 1
         self._agent_steps = self._sum_over_ranks(self.collector.agent_steps + self._played)
         prepare = getattr(self._module, "prepare_batch", None)
@@ -382,6 +387,8 @@ class EnvDataModule(pl.LightningDataModule):
         self.served, self._played = mine["served"], mine.get("played", 0)
         self.replay.load_state_dict(mine["replay"])
         self.collector.load_state_dict(mine["collector"])
+        if "random" in mine:
+            rng.bit_generator.state = json.loads(mine["random"])
         _set_rng_state(mine["rng"])
         self._agent_steps = sum(_steps(rank) for rank in self._restored)
         self._restored = None

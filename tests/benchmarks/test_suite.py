@@ -21,10 +21,12 @@ def test_every_suite_of_the_package_loads(name):
         assert all(reference.source for reference in suite.tasks.values())
 
 
-def test_quickstart_compares_three_models_with_three_seeds():
+def test_quickstart_compares_its_models_with_three_seeds():
     cells = load_suite("quickstart").cells()
     assert [(cell.model, cell.seed) for cell in cells] == [
-        (model, seed) for model in ("dreamer-v3", "dqn", "random") for seed in range(3)
+        (model, seed)
+        for model in ("dreamer-v3", "dqn", "world-models", "random")
+        for seed in range(3)
     ]
 
 

@@ -152,6 +152,38 @@ def test_the_model_acts_from_the_second_round_on(tmp_path: Path) -> None:
     assert model.acted > 0
 
 
+def test_a_collection_is_saved_in_its_middle_and_goes_on(tmp_path: Path) -> None:
+    """Bit for bit, with held actions and the first update not yet made."""
+    ends = []
+    for killed in (None, 7, 23):
+        data = cartpole(tmp_path / "replay", random_hold=3)
+        model = Staged(Portion())
+        trainer = pl.Trainer(
+            max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        calls = 0
+
+        def collecting(trainer: pl.Trainer = trainer) -> None:
+            nonlocal calls
+            calls += 1
+            if calls in (7, 23):
+                trainer.save_checkpoint(tmp_path / f"{calls}.ckpt")
+
+        data.collecting = collecting if killed is None else None
+        path = None if killed is None else tmp_path / f"{killed}.ckpt"
+        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+        assert trainer.global_step == 2
+        state = data.state_dict()["ranks"][0]
+        ends.append((state["collector"]["agent_steps"], state["random"], model.batches))
+    for steps, random, batches in ends[1:]:
+        assert (steps, random) == ends[0][:2]
+        for batch, expected in zip(batches, ends[0][2], strict=True):
+            assert torch.equal(batch["step_id"], expected["step_id"])
+            assert torch.equal(batch["action"], expected["action"])
+            assert torch.equal(batch["obs"]["vector"], expected["obs"]["vector"])
+
+
 class Counting:
     """Plays CartPole: episode i always takes action i modulo 2."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,9 @@ class Evolution:
     def __init__(
         self, start: Tensor, sigma: float, population: int, seed: int, diagonal: bool = False
     ) -> None:
-        import cma
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that it cannot plot
+            import cma
 
         self.start = start.detach().cpu().double()
         self.told: list[Tensor] = []

@@ -305,11 +305,11 @@ class WorldModels(
         return total + self._nothing(stage)
 
     def _nothing(self, stage: str) -> Tensor:
-        """Zero, which gives the parts that do not learn now gradients of zero.
+        """Zero, which gives the parts that learn nothing by it now gradients of zero.
 
         Plain DDP waits for every parameter in every update; `on_before_optimizer_step` drops them.
         """
-        idle = [part for name in STAGES if name != stage for part in [getattr(self, name)]]
+        idle = [getattr(self, name) for name in STAGES if name != stage or name == "controller"]
         firsts = [p.flatten()[0] for part in idle for p in part.parameters()]
         return torch.stack(firsts).sum() * 0.0
 
@@ -317,7 +317,7 @@ class WorldModels(
         """Leaves gradients only to the part that learns now, clips M's and sets the rates."""
         clock = self.clock
         for stage in STAGES:
-            if stage != clock.stage:
+            if stage != clock.stage or stage == "controller":
                 for parameter in getattr(self, stage).parameters():
                     parameter.grad = None  # Adam skips it, momentum and all
         if clock.stage == "memory":
