@@ -96,3 +96,32 @@ def test_two_ranks_stay_in_sync_and_resume(tmp_path: Path) -> None:
         assert twice[rank]["steps"] == once[rank]["steps"]
         for key, value in once[rank]["weights"].items():
             assert torch.equal(value, twice[rank]["weights"][key]), (rank, key)
+
+
+STAGED = """\
+seed_everything: 5
+model:
+  class_path: zoo.world_models.module.WorldModels
+  init_args: {hidden: 8, vector_latent: 2, vision_updates: 4, memory_updates: 6, generations: 3,
+              population: 4, rollouts: 3, horizon: 20, gate_episodes: 2, rounds: 2}
+data:
+  class_path: datamodules.env_datamodule.EnvDataModule
+  init_args: {env: CartPole-v1, num_envs: 2, batch_size: 4, sequence_length: 8, policy: random,
+              episodes: 6}
+trainer:
+  accelerator: cpu
+  devices: 2
+  strategy: ddp
+  callbacks:
+    - class_path: callbacks.checkpoint.RunCheckpoint
+"""
+
+
+def test_stages_in_which_most_parts_do_not_learn_stay_in_sync(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(STAGED)
+    first, second = _fit(config, tmp_path / "run", tmp_path / "out", "--updates", "26")
+    assert first["updates"] == second["updates"] == 26
+    assert first["steps"] == second["steps"]
+    for key, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][key]), key

@@ -119,7 +119,7 @@ class Dreamer:
         x = torch.cat([self.memory.inputs(state["z"], action, state["first"]), state["h"]], -1)
         i, f, g, o = torch.sigmoid(x @ self._weight).float().chunk(4, -1)
         c = f * state["c"] + i * (2 * g - 1)
-        return o * torch.tanh(c), c
+        return o * (2 * torch.sigmoid(2 * c) - 1), c
 
     def step(
         self,
