@@ -198,7 +198,6 @@ class MLP(nn.Sequential):
     def __init__(self, in_features: int, layers: int, units: int, style: Style = RMS_SILU) -> None:
         sizes = [in_features] + [units] * layers
         first = style._replace(linear=style.first or style.linear)
-        styles = [first] + [style] * (layers - 1)
         super().__init__(
-            *(Dense(a, b, s) for (a, b), s in zip(pairwise(sizes), styles, strict=True))
+            *(Dense(a, b, style if i else first) for i, (a, b) in enumerate(pairwise(sizes)))
         )

@@ -15,7 +15,6 @@ code are listed in README.md.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -33,8 +32,10 @@ from zoo.rssm.model import choose_widths, reject_outside, reject_unknown, reject
 from zoo.world_models.controller import Actions, Controller
 from zoo.world_models.dreams import Dreamer, FixedMembers, LinearMembers, Scores, dream
 from zoo.world_models.evolution import Evolution
+from zoo.world_models.gate import fixed_policies, judge
 from zoo.world_models.memory import Memory
 from zoo.world_models.reality import FixedPlayers, LinearPlayers, episode_seeds
+from zoo.world_models.statistics import Moments, over_ranks
 from zoo.world_models.vision import Code, Vision
 
 # `nano` is ours, for CPUs.
@@ -45,8 +46,6 @@ SIZES: dict[str, dict[str, int]] = {
 }
 FEATURES = {"zh": ("z", "h"), "zch": ("z", "c", "h")}
 STAGES = ("vision", "memory", "controller")
-# A dream of a fixed policy may promise up to so many times what it really earns, or as little.
-GATE = 2.0
 
 
 class Clock(NamedTuple):
@@ -344,18 +343,17 @@ class WorldModels(
         keys = tuple(self.vision.vectors)
         if not keys:
             return
-        moments = torch.zeros(3, self.vision.standardize.mean.numel(), dtype=torch.float64)
+        moments = Moments(self.vision.standardize.mean.numel())
         for batch in data.sweep(4096, keys):
-            x = self.vision.flatten(batch["obs"])[0].double()
-            moments += torch.stack([torch.ones_like(x), x, x.square()]).sum(1)
-        mean, std = _mean_and_std(self._over_ranks(moments))
+            moments.add(self.vision.flatten(batch["obs"])[0])
+        mean, std = moments.mean_and_std(self._ranks, self.device)
         self.vision.standardize.mean.copy_(mean)
         self.vision.standardize.std.copy_(std)
 
     @torch.no_grad()
     def _encode_all(self, data: Any) -> None:
         """Encodes every replayed frame, once, and measures the range of z and its steps."""
-        moments = torch.zeros(3, self.vision.size, dtype=torch.float64)
+        moments = Moments(self.vision.size)
         reach = self.memory.scale.new_full((2, self.vision.size), -torch.inf)  # of -z and z
         for batch in data.sweep(256):
             here = _to(batch, self.device)
@@ -364,22 +362,14 @@ class WorldModels(
                 self.write_back(batch["step_id"], code._asdict())
             reach = torch.maximum(reach, torch.stack([-code.mean[0], code.mean[0]]).amax(1))
             goes_on = ~batch["is_first"][0, 1:]
-            step = torch.diff(code.mean[0], dim=0).cpu().double()[goes_on]
-            moments += torch.stack([torch.ones_like(step), step, step.square()]).sum(1)
+            moments.add(torch.diff(code.mean[0], dim=0)[goes_on])
         if self._ranks > 1:
             torch.distributed.all_reduce(reach, torch.distributed.ReduceOp.MAX)
         self.memory.low.copy_(-reach[0])
         self.memory.high.copy_(reach[1])
         if self.clock.round == 0:  # later rounds go on with what M knows
-            _, std = _mean_and_std(self._over_ranks(moments))
+            _, std = moments.mean_and_std(self._ranks, self.device)
             self.memory.scale.copy_(std)
-
-    def _over_ranks(self, sums: Tensor) -> Tensor:
-        """Adds float64 sums up over all ranks."""
-        if self._ranks > 1:
-            sums = sums.to(self.device)
-            torch.distributed.all_reduce(sums)
-        return sums.cpu()
 
     @property
     def _ranks(self) -> int:
@@ -407,7 +397,7 @@ class WorldModels(
         else:
             scores = self._real_scores(members, data, clock)
         reward = scores.reward.double().mean(1).cpu()
-        reward = self._over_ranks(reward) / self._ranks
+        reward = over_ranks(reward, self._ranks, self.device) / self._ranks
         penalty = self.weight_decay * members.cpu().double().square().mean(1)
         evolution.tell((reward - penalty)[:-1])
         self.controller.load(evolution.mean)
@@ -474,36 +464,22 @@ class WorldModels(
         )
 
     def _check_dreams(self, data: Any) -> None:
-        """The gate before evolution: fixed policies must earn in dreams what they really earn.
-
-        A controller is only as good as the dream it evolved in. What "always the same action" and
-        "random actions" earn there and in reality says whether to trust it, before any time is
-        spent on it.
-        """
+        """The gate (see `gate`): fixed policies must earn in dreams what they really earn."""
         if not self.gate_episodes or not hasattr(data, "play"):
             return
         policies = fixed_policies(self.spec)
         choices = [self.actions.encode(c.to(self.device)) for c in policies.values()]
         start = self._draw_starts({})
         dreamed = dream(self._dreamer(), FixedMembers(choices), len(choices), start, self.horizon)
-        key = (self.clock.round, -1)
-        seeds = episode_seeds(data.seed, self.global_rank, key, self.gate_episodes)
+        seeds = episode_seeds(
+            data.seed, self.global_rank, (self.clock.round, -1), self.gate_episodes
+        )
         players = FixedPlayers(list(policies.values()), self.gate_episodes)
         played = data.play(players, seeds * len(choices), self.horizon)
         real = torch.from_numpy(played.reward).view(len(choices), -1).double().mean(1)
-        both = self._over_ranks(torch.stack([dreamed.reward.cpu().double().mean(1), real]))
-        both = both / self._ranks
-        ratios = {}
-        for i, name in enumerate(policies):
-            promised, earned = both[:, i].tolist()
-            ratios[name] = agreement(promised, earned)
-            if ratios[name] > GATE:
-                warnings.warn(
-                    f"the dream is not to be trusted: the policy '{name}' earns {promised:.1f} "
-                    f"there and {earned:.1f} in the environment; what evolves in it may fail. "
-                    "Train M for longer or on other data, or raise the temperature",
-                    stacklevel=2,
-                )
+        both = torch.stack([dreamed.reward.cpu().double().mean(1), real])
+        both = over_ranks(both, self._ranks, self.device) / self._ranks
+        ratios = judge(policies, *both)
         self._log_now({f"gate_{name}": ratio for name, ratio in ratios.items()})
 
     def _log_now(self, metrics: Mapping[str, float]) -> None:
@@ -516,8 +492,9 @@ class WorldModels(
         """What C sees (..., F)."""
         return torch.cat([state[key] for key in self.feature_keys], -1)
 
-    def _dreamer(self) -> Dreamer:
-        return Dreamer(self.memory, self.temperature, self.done_threshold)
+    def _dreamer(self, temperature: float | None = None) -> Dreamer:
+        temperature = self.temperature if temperature is None else temperature
+        return Dreamer(self.memory, temperature, self.done_threshold)
 
     # Policy
 
@@ -589,10 +566,14 @@ class WorldModels(
 
     @torch.no_grad()
     def imagine(
-        self, state: State, actions: Tensor | Callable[[State], Tensor] | None, horizon: int
+        self,
+        state: State,
+        actions: Tensor | Callable[[State], Tensor] | None,
+        horizon: int,
+        temperature: float | None = None,
     ) -> Imagined:
-        """Dreams with given actions, another policy, or C, at the model's `temperature`."""
-        dreamer = self._dreamer()
+        """Dreams with given actions, another policy, or C; by default at the own temperature."""
+        dreamer = self._dreamer(temperature)
         now = {key: state[key] for key in ("z", "h", "c", "first")}
         states, encoded, reward, cont = [], [], [], []
         for t in range(horizon):
@@ -638,42 +619,6 @@ class WorldModels(
         """Keeps the evolution until the next generation."""
         super().on_load_checkpoint(checkpoint)
         self.evolution, self._told = None, checkpoint.get("evolution")
-
-
-def fixed_policies(spec: Spec) -> dict[str, Tensor]:
-    """Policies that do not look: for each its actions (n, ...), one of which is drawn every step.
-
-    Discrete: each action alone, and all ("random"). Otherwise 256 uniformly random actions.
-    """
-    action = spec.action
-    generator = torch.Generator().manual_seed(0)
-    if action.kind == "discrete":
-        choices = torch.arange(action.n)
-        return {f"always_{i}": choices[i : i + 1] for i in range(action.n)} | {"random": choices}
-    if action.kind == "box":
-        low, high = torch.tensor(action.low), torch.tensor(action.high)
-        share = torch.rand(256, len(action.low), generator=generator)
-        return {"random": low + share * (high - low)}
-    parts = [torch.randint(n, (256,), generator=generator) for n in action.nvec]
-    return {"random": torch.stack(parts, -1)}
-
-
-def agreement(promised: float, earned: float) -> float:
-    """How many times larger one of two scores is than the other; inf if they differ in sign."""
-    if promised == earned:
-        return 1.0
-    if promised * earned <= 0:
-        return math.inf
-    ratio = promised / earned
-    return max(ratio, 1 / ratio)
-
-
-def _mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (n,) of count, sum and sum of squares (3, n); constants get 1."""
-    count, total, squares = moments
-    mean = total / count.clamp(min=1)
-    std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
-    return mean.float(), torch.where(std > 1e-8, std, torch.ones_like(std)).float()
 
 
 def _to(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

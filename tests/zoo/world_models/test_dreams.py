@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
+from latent_models import sequences, vectors
 from torch import Tensor
 
 from datamodules.spec import ActionSpec
 from zoo.base import State
+from zoo.dream_env import DreamEnv
 from zoo.world_models.controller import Actions, Controller
 from zoo.world_models.dreams import Dreamer, FixedMembers, LinearMembers, dream
 from zoo.world_models.memory import Memory
+from zoo.world_models.module import WorldModels
 
 Z, H, P, R = 3, 8, 5, 4
 ACTIONS = Actions(ActionSpec("discrete", nvec=(2,)))
@@ -126,3 +130,20 @@ def test_hotter_dreams_spread_more() -> None:
         state["first"] = torch.zeros(5000, dtype=torch.bool)
         spread.append(float(dreamer.step(state, torch.zeros(5000, 2)).z.std(0).mean()))
     assert spread[1] > 2 * spread[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space")
+@pytest.mark.parametrize("kind", ["discrete", "box", "multi_discrete"])
+def test_is_an_environment_with_a_temperature(kind: str) -> None:
+    spec = vectors(kind)
+    torch.manual_seed(0)
+    model = WorldModels(spec, size="nano", hidden=8)
+    batch = sequences(spec)
+    check_env(DreamEnv(model, batch, context=1), skip_render_check=True)
+    states = model.observe(batch)
+    state = {key: value[:1, 0].repeat_interleave(100, 0) for key, value in states.items()}
+    spreads = []
+    for temperature in (0.01, 1.0, 100.0):
+        torch.manual_seed(1)
+        spreads.append(model.imagine(state, None, 1, temperature).state["z"].std().item())
+    assert spreads == sorted(spreads) and spreads[2] > 3 * spreads[0]

@@ -15,7 +15,8 @@ from walk import Walk
 from datamodules import EnvDataModule
 from datamodules.errors import UserError
 from datamodules.spec import ActionSpec, ArraySpec, Spec
-from zoo.world_models.module import Clock, WorldModels, agreement, fixed_policies
+from zoo.world_models.gate import agreement, fixed_policies
+from zoo.world_models.module import Clock, WorldModels
 
 TINY: dict[str, Any] = {
     "latent": 3,
