@@ -30,10 +30,15 @@ def test_dry_run_lists_the_cells_and_touches_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.findall(r"to run +(\S+) seed=(\d)", printed) == [
         (model, seed)
-        for model in ("dreamer-v3/cartpole", "dqn/cartpole", "random/cartpole")
+        for model in (
+            "dreamer-v3/cartpole",
+            "dqn/cartpole",
+            "world-models/cartpole",
+            "random/cartpole",
+        )
         for seed in "01"
     ]
-    assert "6 of 6 cells" in printed
+    assert "8 of 8 cells" in printed
     assert not out.exists()
 
 
