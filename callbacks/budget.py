@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from callbacks.counters import counters
+from callbacks.counters import counters, counts_env_steps
 from datamodules.errors import UserError
 
 
@@ -35,7 +35,16 @@ class Budget(pl.Callback):
         return enough_steps or (self.updates is not None and updates >= self.updates)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stops a resumed run that has nothing left to do."""
+        """Stops a resumed run that has nothing left to do.
+
+        Raises:
+            UserError: only env steps are limited, and there are none on recorded data.
+        """
+        if self.env_steps is not None and self.updates is None and not counts_env_steps(trainer):
+            raise UserError(
+                f"Budget: env_steps is {self.env_steps}, but recorded data has none, so the "
+                "training would not end: give a number of updates instead"
+            )
         if self.spent(pl_module):
             trainer.should_stop = True
 

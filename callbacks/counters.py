@@ -22,6 +22,12 @@ class Counters(NamedTuple):
         return self.env_steps or self.updates
 
 
+def counts_env_steps(trainer: Any) -> bool:
+    """Whether the training has env steps at all: on recorded data nobody acts."""
+    data = getattr(trainer, "datamodule", None)
+    return data is None or hasattr(data, "env_steps")
+
+
 def counters(model: Any) -> Counters:
     """The counters that a ZooModel keeps."""
     return Counters(int(model.updates), int(model.env_steps))

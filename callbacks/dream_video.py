@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 
 from callbacks.counters import counters
-from callbacks.episodes import as_float, record, require_dreamer
+from callbacks.episodes import Recording, as_float, gather, lacks_episodes, record, require_dreamer
 from callbacks.logger import RunLogger
 from callbacks.pictures import dream_frames
 from callbacks.schedule import EveryEnvSteps
@@ -23,7 +23,8 @@ from datamodules.errors import UserError
 class DreamVideo(EveryEnvSteps):
     """Makes GIFs of open-loop predictions beside reality.
 
-    Fresh greedy episodes are recorded; the model filters their first steps and then dreams on, told
+    Fresh greedy episodes are recorded (or held-out ones are taken, where the data is recorded and
+    there is no environment); the model filters their first steps and then dreams on, told
     only the recorded actions. Rows: truth, dream (reconstruction, then prediction) and difference;
     one column per episode; the dream's border turns from green to red where it is on its own.
     Vectors (their first 8 numbers, standardised) are drawn as curves. Each observation key is one
@@ -62,10 +63,22 @@ class DreamVideo(EveryEnvSteps):
         if not fast_dev_run and not _run_loggers(trainer):
             raise UserError("DreamVideo needs a RunLogger: Trainer(logger=RunLogger(...), ...)")
 
+    def lacks(self, data: Any) -> str:
+        """Held-out episodes will do, too."""
+        return lacks_episodes(data, 1)
+
     def measure(self, trainer: Any, model: Any, seed: np.random.SeedSequence) -> dict[str, float]:
         """Writes the videos; `time/dream_video_s`."""
         started = time.perf_counter()
-        videos = self.film(model, trainer.datamodule.make_env, seed)
+        recording = gather(
+            trainer.datamodule,
+            model,
+            episodes=self.episodes,
+            max_steps=self.context + self.horizon - 1,
+            seed=seed,
+            explore=False,
+        )
+        videos = self.frames(model, recording)
         for key, frames in videos.items():
             for logger in _run_loggers(trainer):
                 logger.log_gif(f"dream/{key}", frames, counters(model).axis)
@@ -86,6 +99,10 @@ class DreamVideo(EveryEnvSteps):
             seed=seed,
             explore=False,
         )
+        return self.frames(model, recording)
+
+    def frames(self, model: Any, recording: Recording) -> dict[str, np.ndarray]:
+        """The same of recorded episodes."""
         rows = torch.nonzero(recording.length > self.context).flatten()
         if not len(rows):
             rank_zero_info(

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 
 from datamodules.errors import UserError
@@ -86,6 +87,36 @@ def require_dreamer(model: object, callback: str) -> None:
                 f"{callback} needs a model that is a {protocol.__name__}, which "
                 f"{type(model).__name__} is not: remove {callback} from the callbacks"
             )
+
+
+def lacks_episodes(data: Any, least: int) -> str:
+    """What the datamodule lacks to give `gather` at least so many episodes, or nothing."""
+    if hasattr(data, "make_env") or len(getattr(data, "val_episodes", [])) >= least:
+        return ""
+    return f"an environment to play in (`env`), or {least} held-out episodes (`validation`)"
+
+
+def gather(
+    data: Any,
+    model: Any,
+    *,
+    episodes: int,
+    max_steps: int,
+    seed: np.random.SeedSequence,
+    explore: bool,
+) -> Recording:
+    """Episodes of at most `max_steps` actions to compare dreams with, see `lacks_episodes`.
+
+    Played in the datamodule's environment if it has one, as `record` does; else those that recorded
+    data holds out, in which somebody else acted.
+    """
+    make_env = getattr(data, "make_env", None)
+    if make_env is None:
+        held_out = data.validation_episodes(episodes, max_steps)
+        return Recording(*(move_data_to_device(part, model.device) for part in held_out))
+    return record(
+        model, make_env, episodes=episodes, max_steps=max_steps, seed=seed, explore=explore
+    )
 
 
 def record(

@@ -16,7 +16,8 @@ class Evaluation(EveryEnvSteps):
     """Plays greedy episodes in fresh environments of `trainer.datamodule.make_env()`.
 
     Logs `eval/return_mean`, `eval/return_std`, `eval/length_mean` and `time/eval_s`. Training is
-    not disturbed: its numbers are the same with and without evaluation.
+    not disturbed: its numbers are the same with and without evaluation. Recorded data may name an
+    environment for it; without one nothing is measured.
 
     Args:
         every_env_steps: how often, in frames.

@@ -17,7 +17,14 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks.counters import counters
-from callbacks.episodes import Recording, as_float, following, record, require_dreamer
+from callbacks.episodes import (
+    Recording,
+    as_float,
+    following,
+    gather,
+    lacks_episodes,
+    require_dreamer,
+)
 from callbacks.files import atomic_file
 from callbacks.logger import RunLogger
 from callbacks.pictures import Panel, line_panels
@@ -37,7 +44,8 @@ LEAST_STD = 1e-3  # a component that moves less keeps its own unit
 class ModelError(EveryEnvSteps):
     """Measures open-loop rollouts 1, 2, ..., `horizon` steps ahead, beside simple predictors.
 
-    Fresh episodes are recorded with the exploring policy. The first half of them fits a
+    Fresh episodes are recorded with the exploring policy (or held-out ones are taken, where the
+    data is recorded and there is no environment). The first half of them fits a
     `LinearModel`; from starts spread evenly over the other half the model dreams on with the
     recorded actions. A start whose episode ends within the horizon counts only for the steps that
     were recorded, so large k are those of long episodes. Three spaces:
@@ -109,12 +117,16 @@ class ModelError(EveryEnvSteps):
         if not fast_dev_run and not any(isinstance(x, RunLogger) for x in trainer.loggers):
             raise UserError("ModelError needs a RunLogger: Trainer(logger=RunLogger(...), ...)")
 
+    def lacks(self, data: Any) -> str:
+        """Held-out episodes will do, too: some fit the linear model, the others measure."""
+        return lacks_episodes(data, 2)
+
     def measure(self, trainer: Any, model: Any, seed: np.random.SeedSequence) -> dict[str, float]:
         """Writes the curves; the metrics of the class's description, and `time/model_error_s`."""
         started = time.perf_counter()
-        recording = record(
+        recording = gather(
+            trainer.datamodule,
             model,
-            trainer.datamodule.make_env,
             episodes=self.episodes,
             max_steps=self.max_steps,
             seed=seed,

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from callbacks.counters import counters
+from callbacks.counters import counters, counts_env_steps
 from callbacks.logger import RunLogger
 from datamodules.errors import UserError
 
@@ -23,7 +24,8 @@ class EveryEnvSteps(pl.Callback):
 
     Nothing but `env_steps` (or `updates`, with `every_updates`) decides, and the last multiple is
     in the checkpoint, so a resumed run measures at the same updates with the same seeds. With
-    several ranks, rank zero measures and the others wait for its metrics.
+    several ranks, rank zero measures and the others wait for its metrics. On recorded data, where
+    nobody acts, each update counts like an env step. What cannot measure there says so once.
 
     Args:
         every_env_steps: the number, in frames.
@@ -47,6 +49,11 @@ class EveryEnvSteps(pl.Callback):
         self.seed = seed
         self.at_start = at_start
         self._measured = -1
+        self._idle = False
+
+    def lacks(self, data: Any) -> str:
+        """What the datamodule has not, but measuring needs; nothing if all is there."""
+        return "" if hasattr(data, "make_env") else "an environment to play in (`env`)"
 
     @abstractmethod
     def measure(self, trainer: Any, model: Any, seed: np.random.SeedSequence) -> dict[str, float]:
@@ -54,6 +61,14 @@ class EveryEnvSteps(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures before the first update if asked to."""
+        data = getattr(trainer, "datamodule", None)
+        lacking = self.lacks(data)
+        self._idle = bool(lacking)
+        if lacking:
+            rank_zero_warn(
+                f"{type(self).__name__} measures nothing: the {type(data).__name__} has not got "
+                f"{lacking}"
+            )
         if self._measured < 0:
             self._measured = 0
             if self.at_start:
@@ -69,15 +84,19 @@ class EveryEnvSteps(pl.Callback):
     ) -> None:
         """Measures if it is time."""
         updates, env_steps = counters(pl_module)
-        if self.every_updates is None:
+        if self.every_updates is not None:
+            multiple = updates // self.every_updates
+        elif counts_env_steps(trainer):
             multiple = env_steps // self.every_env_steps
         else:
-            multiple = updates // self.every_updates
+            multiple = updates // self.every_env_steps
         if multiple > self._measured:
             self._measured = multiple
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._idle:
+            return
         metrics: dict[str, float] = {}
         if trainer.is_global_zero:
             seed = np.random.SeedSequence([self.seed, self._measured])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.env_datamodule import EnvDataModule
     from datamodules.errors import MissingExtra, UserError
+    from datamodules.offline_datamodule import OfflineDataModule
     from datamodules.replay import ReplayBuffer
     from datamodules.spec import ActionSpec, ArraySpec, Spec
     from datamodules.store import EpisodeStore
@@ -27,6 +28,7 @@ __all__ = [
     "EnvDataModule",
     "EpisodeStore",
     "MissingExtra",
+    "OfflineDataModule",
     "ReplayBuffer",
     "Spec",
     "UserError",
@@ -38,6 +40,7 @@ _HOMES = {
     "EnvDataModule": "datamodules.env_datamodule",
     "EpisodeStore": "datamodules.store",
     "MissingExtra": "datamodules.errors",
+    "OfflineDataModule": "datamodules.offline_datamodule",
     "ReplayBuffer": "datamodules.replay",
     "Spec": "datamodules.spec",
     "UserError": "datamodules.errors",

@@ -31,12 +31,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from datamodules.batches import ReplayLoader, nest, rng_state, set_rng_state
 from datamodules.collector import Collector, Played, Player, RandomPolicy, play
 from datamodules.envs.factory import make_env
 from datamodules.envs.wrappers import frames_per_step
 from datamodules.errors import UserError
 from datamodules.replay import Portion, ReplayBuffer
 from datamodules.samplers import PieceSampler, Sampler, WindowSampler
+from datamodules.sources.source import step_fields
 from datamodules.spec import Spec
 from datamodules.store import EpisodeStore, Field
 from datamodules.workers import EnvPool
@@ -144,6 +146,7 @@ class EnvDataModule(pl.LightningDataModule):
         self.policy, self.random_episodes = policy, episodes
         self.random_hold = random_hold
         self.updates_per_epoch = updates_per_epoch
+        self._env = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
         self.make_env: Callable[[], gym.Env] = partial(
             make_env,
             env,
@@ -186,7 +189,7 @@ class EnvDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ReplayLoader:
         """Endless replay, cut into epochs of `updates_per_epoch` batches."""
-        return ReplayLoader(self)
+        return ReplayLoader(self.updates_per_epoch, self.next_batch)
 
     def teardown(self, stage: str) -> None:
         """Closes environments and replay; what they were stays, to be saved or to go on from."""
@@ -214,7 +217,7 @@ class EnvDataModule(pl.LightningDataModule):
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
             "random": json.dumps(self._random.rng.bit_generator.state),
-            "rng": _rng_state(),
+            "rng": rng_state(),
         }
         return {"ranks": self._of_all_ranks(mine)}
 
@@ -249,7 +252,13 @@ class EnvDataModule(pl.LightningDataModule):
         portion: Portion = prepare(self) if prepare else Portion()
         self._take_over_latents()
         rows = portion.rows or self.batch_size
-        return _nest(self.replay.sample(rows, portion.steps, portion.observations))
+        return nest(self.replay.sample(rows, portion.steps, portion.observations))
+
+    @property
+    def steps_seen(self) -> int:
+        """Steps that this rank has collected so far."""
+        assert self.replay is not None
+        return self.replay.num_appended
 
     def sweep(
         self, steps: int, observations: tuple[str, ...] | None = None
@@ -262,13 +271,13 @@ class EnvDataModule(pl.LightningDataModule):
         """
         assert self.replay is not None
         for batch in self.replay.sweep(steps, observations):
-            yield _nest(batch)
+            yield nest(batch)
             self._take_over_latents()
 
     def first_steps(self, limit: int) -> dict[str, Any]:
         """First steps of at most `limit` replayed episodes of this rank, a batch (N, 1, ...)."""
         assert self.replay is not None
-        return _nest(self.replay.first_steps(limit))
+        return nest(self.replay.first_steps(limit))
 
     def play(self, player: Player, seeds: Sequence[int], horizon: int | None = None) -> Played:
         """Plays episodes on this rank that are not recorded; their steps count as `env_steps`."""
@@ -370,12 +379,13 @@ class EnvDataModule(pl.LightningDataModule):
         latents: dict[str, Any] = getattr(self._module, "latent_fields", dict)()
         self.replay = ReplayBuffer(
             path,
-            self._fields(),
+            step_fields(self.spec),
             latent_fields={key: Field(*field) for key, field in latents.items()},
             capacity=self.capacity,
             sequence_length=self.sequence_length + context,
             seed=seeds[1],
             sampler=self._sampler(context),
+            attributes={"spec": self.spec.to_dict(), "env": self._env, "policy": self.policy},
         )
         device = self._module.device
         self.collector = Collector(pool, self.spec, self.replay, self.seed, self._rank, device)
@@ -389,7 +399,7 @@ class EnvDataModule(pl.LightningDataModule):
         self.collector.load_state_dict(mine["collector"])
         if "random" in mine:
             rng.bit_generator.state = json.loads(mine["random"])
-        _set_rng_state(mine["rng"])
+        set_rng_state(mine["rng"])
         self._agent_steps = sum(_steps(rank) for rank in self._restored)
         self._restored = None
 
@@ -405,6 +415,12 @@ class EnvDataModule(pl.LightningDataModule):
     def _sampler(self, context: int) -> Callable[..., Sampler]:
         """What makes the sampler that is asked for, or that the model asks for."""
         sampling = self.sampling or getattr(self._module, "replay_sampling", "windows")
+        if sampling not in ("windows", "pieces"):
+            raise UserError(
+                f"{type(self._module).__name__} learns from {sampling} of whole episodes, which an "
+                "agent that keeps on acting has not: record some (`zoo data collect`) and use an "
+                "OfflineDataModule"
+            )
         if sampling == "windows":
             return partial(WindowSampler, fresh_first=self.fresh_first)
         return partial(
@@ -413,14 +429,6 @@ class EnvDataModule(pl.LightningDataModule):
             piece_length=self.piece_length,
             prioritize_ends=self.prioritize_ends,
         )
-
-    def _fields(self) -> dict[str, Field]:
-        fields = {f"obs/{key}": Field(a.shape, a.dtype) for key, a in self.spec.obs.items()}
-        fields["action"] = Field(self.spec.action.shape, self.spec.action.dtype)
-        fields["reward"] = Field((), "float32")
-        for key in ("is_first", "is_last", "is_terminal"):
-            fields[key] = Field((), "bool")
-        return fields
 
     def _replay_path(self) -> Path:
         """This rank's folder: chosen once, and found again by a checkpoint that moved runs."""
@@ -470,47 +478,6 @@ class EnvDataModule(pl.LightningDataModule):
         return self.trainer.world_size if self.trainer is not None else 1
 
 
-class ReplayLoader:
-    """The batches of one epoch.
-
-    It has a length because Lightning prefetches a batch from loaders without one, which would then
-    be older than the update before it.
-    """
-
-    def __init__(self, data: EnvDataModule) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.updates_per_epoch
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for _ in range(len(self)):
-            yield self.data.next_batch()
-
-
 def _steps(rank: dict[str, Any]) -> int:
     """Agent steps in a rank's part of a state."""
     return rank["collector"]["agent_steps"] + rank.get("played", 0)
-
-
-def _nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:
-    """{"obs/image": array} to {"obs": {"image": tensor}}."""
-    nested: dict[str, Any] = {"obs": {}}
-    for name, array in flat.items():
-        group, _, key = name.rpartition("/")
-        target = nested.setdefault(group, {}) if group else nested
-        target[key] = torch.from_numpy(array)
-    return nested
-
-
-def _rng_state() -> dict[str, Tensor]:
-    state = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_rng_state(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())

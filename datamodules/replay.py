@@ -58,6 +58,7 @@ class ReplayBuffer:
         fresh_first: of the default sampler, `WindowSampler`.
         chunk_steps: steps per chunk file at most; an eighth of the capacity if that is less.
         sampler: makes another sampler of the store, the sequence length and a random generator.
+        attributes: what a new store says of its data.
 
     Raises:
         UserError: a bad argument, or the existing store has other fields.
@@ -74,6 +75,7 @@ class ReplayBuffer:
         fresh_first: bool = True,
         chunk_steps: int = 1024,
         sampler: Callable[[EpisodeStore, int, np.random.Generator], Sampler] | None = None,
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         if sequence_length < 1:
             raise UserError(f"sequence_length is {sequence_length}: it must be at least 1")
@@ -99,7 +101,7 @@ class ReplayBuffer:
                 )
         else:
             chunk_steps = min(chunk_steps, max(1, capacity // _CHUNKS_IN_CAPACITY))
-            self.store = EpisodeStore.create(path, fields, chunk_steps)
+            self.store = EpisodeStore.create(path, fields, chunk_steps, attributes)
         self._latents = _Latents(latent_fields or {}, self.store.chunk_steps)
         self._rng = np.random.Generator(np.random.PCG64(seed))
         make_sampler = sampler or partial(WindowSampler, fresh_first=fresh_first)

@@ -3,7 +3,7 @@
 A stream is an endless row of steps (of one environment: its episodes back to back). A store is a
 folder:
 
-    store.json            fields with shapes and dtypes, steps per chunk
+    store.json            fields with shapes and dtypes, steps per chunk, attributes
     journal, seal.json    what is committed (see `datamodules.journal`)
     chunks/00000012.bin   up to `chunk_steps` consecutive rows of one stream, field after field
     lock                  held by the one writer
@@ -80,6 +80,7 @@ class EpisodeStore:
         self.path = path
         self.fields = {k: Field(tuple(v["shape"]), v["dtype"]) for k, v in header["fields"].items()}
         self.chunk_steps: int = header["chunk_steps"]
+        self.attributes: dict[str, Any] = header.get("attributes", {})
         self._files = ChunkFiles(path, self.fields, self.chunk_steps)
         self._checks = [
             (key, shape, np.dtype(dtype), _must_be_finite(key, dtype))
@@ -97,7 +98,11 @@ class EpisodeStore:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], fields: Mapping[str, Field], chunk_steps: int = 1024
+        cls,
+        path: str | os.PathLike[str],
+        fields: Mapping[str, Field],
+        chunk_steps: int = 1024,
+        attributes: Mapping[str, Any] | None = None,
     ) -> EpisodeStore:
         """Makes an empty store and opens it for writing.
 
@@ -105,6 +110,8 @@ class EpisodeStore:
             path: a folder that holds no store yet; it is made if need be.
             fields: arrays of one step by name; dtypes are bool, integers or floats.
             chunk_steps: steps per chunk file, >= 1: the unit of eviction and of automatic commits.
+            attributes: what else to know of the data, as plain JSON; they never change. Those of
+                steps of an agent name the `spec` and the `env`.
 
         Raises:
             UserError: a bad argument, or there is a store already.
@@ -123,6 +130,7 @@ class EpisodeStore:
             Journal(folder).create()
             # Last, for a folder without it is not yet a store.
             header = {"format": FORMAT, "chunk_steps": chunk_steps, "fields": described}
+            header |= {"attributes": dict(attributes)} if attributes else {}
             write_json(folder / "store.json", header, durable=True)
             return cls(folder, lock.keep())
 

@@ -26,19 +26,33 @@ def test_no_placeholders_are_left() -> None:
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
-    code, _ = PYTHON
+    code = PYTHON[0]
     run_python(shortened(code, "max_steps=1000", "max_steps=3"), tmp_path)
     assert (tmp_path / "cartpole.ckpt").is_file()
 
 
 def test_the_example_of_training_in_a_dream_runs(tmp_path: Path) -> None:
-    _, code = PYTHON
+    code = PYTHON[1]
     (fit,) = re.findall(r"# (zoo fit .*)", code)
     short = ["--env-steps", "200", "--data.prefill", "180", "--data.pretrain", "1"]
     train = f"from zoo.__main__ import main\nmain({shlex.split(fit)[1:] + short})\n"
     code = shortened(code, "as_sb3(dreams))", "as_sb3(dreams), n_steps=4, n_epochs=1)")
     code = shortened(code, "150_000", "128")
     run_python(train + code + "\nassert action in (0, 1)", tmp_path)
+
+
+def test_the_commands_and_the_example_of_own_data_run(tmp_path: Path) -> None:
+    section = README.split("## Your own data\n")[1].split("\n## ")[0]
+    commands = re.findall(r"^zoo (.*?)(?: +#.*)?$", section, re.MULTILINE)
+    assert [c.split()[0] for c in commands] == ["data", "data", "data", "fit", "fit"]
+    acting = PYTHON[1].split("# zoo ")[1].split("\n")[0]
+    lines = ["from zoo.__main__ import main"]
+    short = ["--env-steps", "200", "--data.prefill", "180", "--data.pretrain", "1"]
+    lines.append(f"assert main({shlex.split(acting) + short}) == 0")
+    for command in commands:
+        command = command.replace("--steps 20000", "--steps 600").replace("2000", "2")
+        lines.append(f"assert main({shlex.split(command)}) == 0")
+    run_python("\n".join(lines) + "\n" + PYTHON[2], tmp_path)
 
 
 def shortened(code: str, long: str, short: str) -> str:

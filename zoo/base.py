@@ -126,7 +126,8 @@ class ZooModel(
     Attributes:
         name: its name in the registry.
         replay_context: how many extra steps it wants at the front of each training sequence.
-        replay_sampling: how sequences are drawn: "windows" of a stream or "pieces" of episodes.
+        replay_sampling: how sequences are drawn: "windows" of a stream, "pieces" of episodes, or
+            (from recorded data) "contexts" with returns-to-go.
         spec: what it was built for.
         updates: optimizer steps taken.
         env_steps: frames its agent caused up to now (action repeat counts), over all ranks.

@@ -20,17 +20,25 @@ from zoo.runs import CONFIG, read_config
 DEFAULTS = Path(__file__).parent / "commands" / "defaults.yaml"
 BUDGET = "callbacks.budget.Budget"
 ENV_DATA = "datamodules.env_datamodule.EnvDataModule"
+OFFLINE_DATA = "datamodules.offline_datamodule.OfflineDataModule"
+# What recorded data takes over from the settings of an environment.
+SHARED_DATA = (
+    *("env", "action_repeat", "size", "time_limit", "env_kwargs"),
+    *("batch_size", "sequence_length", "sampling", "piece_length", "prioritize_ends"),
+    "updates_per_epoch",
+)
 
 Config = dict[str, Any]
 
 
-def compose(target: str, env: str | None = None) -> Config:
+def compose(target: str, env: str | None = None, source: str | None = None) -> Config:
     """The configuration that a target of `zoo fit` names.
 
     Args:
         target: `MODEL/PRESET`; `MODEL`, which needs `env` or a preset called `default`; a yaml
             file; or a run directory, which stands for its config.yaml.
         env: an environment's id, in place of the preset's.
+        source: recorded data to learn from; an environment then only evaluates.
 
     Raises:
         UserError: unknown names, an unreadable file, or nothing that says what to train on.
@@ -41,10 +49,12 @@ def compose(target: str, env: str | None = None) -> Config:
     if path.suffix in (".yaml", ".yml"):
         config = _from_file(path)
     else:
-        config = _from_catalogue(target, env)
+        config = _from_catalogue(target, env, source)
     if env is not None:
         set_option(config, "data.init_args.env", env)
-        config["zoo"]["preset"] = re.sub(r"[^\w.=-]+", "-", env).strip("-")
+        config["zoo"]["preset"] = _folder_name(env)
+    if source is not None:
+        _learn_from(config, source)
     return config
 
 
@@ -100,18 +110,23 @@ def _from_file(path: Path) -> Config:
     return merge(merge(read_config(DEFAULTS), config), identity)
 
 
-def _from_catalogue(target: str, env: str | None) -> Config:
+def _from_catalogue(target: str, env: str | None, source: str | None) -> Config:
     model, preset = registry.split(target)
-    if preset is None and env is None:
+    if preset is None and env is None and source is None:
         if "default" not in registry.presets(model):
             choice = [f"{model}/{name}" for name in registry.presets(model)]
             raise UserError(
                 f"'{model}' alone does not say what to train on: name one of its presets "
-                f"({', '.join(choice) or 'it has none'}) or add --env ENVIRONMENT"
+                f"({', '.join(choice) or 'it has none'}) or add --env ENVIRONMENT "
+                "or --source DATA"
             )
         preset = "default"
     card = registry.card(model)
-    if env is not None and "online" not in card.data:
+    if source is not None and "offline" not in card.data:
+        raise UserError(
+            f"'{model}' learns from {' or '.join(card.data)} data: it takes no --source"
+        )
+    if env is not None and source is None and "online" not in card.data:
         raise UserError(f"'{model}' learns from {' or '.join(card.data)} data: it takes no --env")
     config = read_config(DEFAULTS)
     config = merge(config, {"model": {"class_path": card.class_path.replace(":", ".")}})
@@ -120,6 +135,23 @@ def _from_catalogue(target: str, env: str | None) -> Config:
     if preset is not None:
         config = merge(config, registry.preset_config(f"{model}/{preset}"))
     return merge(config, {"zoo": {"model": model, "preset": preset}})
+
+
+def _learn_from(config: Config, source: str) -> None:
+    """Puts recorded data in the place of an environment, with what the two have in common."""
+    data = config.get("data") or {}
+    if data.get("class_path") == OFFLINE_DATA:
+        set_option(config, "data.init_args.source", source)
+        return
+    before = data.get("init_args") or {}
+    kept = {key: value for key, value in before.items() if key in SHARED_DATA}
+    config["data"] = {"class_path": OFFLINE_DATA, "init_args": {**kept, "source": source}}
+    budget(config)["env_steps"] = None
+    config["zoo"]["preset"] = _folder_name(source)
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^\w.=-]+", "-", name).strip("-.")
 
 
 def _merge_value(base: Any, over: Any) -> Any:

@@ -277,6 +277,21 @@ def test_the_model_chooses_the_sampling_unless_it_is_given(build, wanted, given,
     assert in_pieces == (expected == "pieces")
 
 
+def test_a_model_of_whole_episodes_is_refused(build):
+    data = build(prefill=40)
+    data.trainer.lightning_module.replay_sampling = "contexts"
+    with pytest.raises(UserError, match="use an OfflineDataModule"):
+        data.next_batch()
+
+
+def test_the_replay_says_what_it_holds(build):
+    data = build(prefill=40)
+    data.next_batch()
+    about = data.replay.store.attributes
+    assert Spec.from_dict(about["spec"]) == data.spec
+    assert about["policy"] == "model"
+
+
 def test_options_of_pieces_reach_the_sampler(build):
     options = {"sampling": "pieces", "replay_context": 1, "time_limit": 9, "prefill": 40}
     data = build(**options, piece_length=8, prioritize_ends=False, batch_size=1)

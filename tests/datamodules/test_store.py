@@ -262,6 +262,15 @@ def test_wrong_arguments_are_named(tmp_path, store):
         EpisodeStore.create(store.path, FIELDS)
 
 
+def test_attributes_are_kept_and_cost_nothing_where_there_are_none(tmp_path):
+    about = {"env": "Walk", "spec": {"n": [1, 2]}}
+    EpisodeStore.create(tmp_path / "a", FIELDS, attributes=about).close()
+    EpisodeStore.create(tmp_path / "b", FIELDS).close()
+    assert EpisodeStore.open(tmp_path / "a").attributes == about
+    assert EpisodeStore.open(tmp_path / "b").attributes == {}
+    assert "attributes" not in (tmp_path / "b" / "store.json").read_text()
+
+
 def test_a_reader_cannot_write(store):
     append(store, 0)
     store.flush()

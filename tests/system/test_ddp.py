@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from datamodules.sources.opening import open_source
 from datamodules.store import EpisodeStore
+from zoo.__main__ import main
 
 CONFIG = """\
 seed_everything: 5
@@ -44,7 +46,8 @@ from zoo.__main__ import main
 fitted = fit._fit
 def spy(trainer, model, data, resume):
     code = fitted(trainer, model, data, resume)
-    state = {"weights": dict(model.state_dict()), "steps": data.env_steps, "updates": model.updates}
+    state = {"weights": dict(model.state_dict()), "steps": model.env_steps}
+    state["updates"] = model.updates
     torch.save(state, f"{sys.argv[-1]}/rank{trainer.global_rank}.pt")
     return code
 fit._fit = spy
@@ -125,3 +128,38 @@ def test_stages_in_which_most_parts_do_not_learn_stay_in_sync(tmp_path: Path) ->
     assert first["steps"] == second["steps"]
     for key, value in first["weights"].items():
         assert torch.equal(value, second["weights"][key]), key
+
+
+RECORDED = """\
+seed_everything: 5
+model:
+  class_path: zoo.dreamer_v3.module.DreamerV3
+  init_args: {size: nano, deter: 16, hidden: 16, stoch: 4, classes: 4, units: 16, bins: 41,
+              imagine_length: 3, lr: 1.0e-3, warmup: 10}
+data:
+  class_path: datamodules.offline_datamodule.OfflineDataModule
+  init_args: {batch_size: 4, sequence_length: 8}
+trainer:
+  accelerator: cpu
+  devices: 2
+  strategy: ddp
+  callbacks:
+    - class_path: callbacks.checkpoint.RunCheckpoint
+"""
+
+
+def test_recorded_data_is_shared_out(tmp_path: Path) -> None:
+    config, data = tmp_path / "config.yaml", tmp_path / "data"
+    config.write_text(RECORDED)
+    main(["data", "collect", "CartPole-v1", "--episodes", "8", "--out", str(data)])
+    source = ["--source", str(data), "--data.cache", str(tmp_path / "cache")]
+    first, second = _fit(config, tmp_path / "run", tmp_path / "out", *source, "--updates", "8")
+    assert first["updates"] == second["updates"] == 8
+    assert first["steps"] == second["steps"] == 0
+    for key, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][key]), key
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    ranks = [rank["sequences"] for rank in checkpoint["OfflineDataModule"]["ranks"]]
+    found = open_source(data)
+    assert sum(r["num_steps"] for r in ranks) == found.num_actions + found.num_episodes
+    assert ranks[0]["rng"] != ranks[1]["rng"]

@@ -6,13 +6,15 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 import zoo
-from datamodules import EnvDataModule
+from datamodules import EnvDataModule, EpisodeStore, OfflineDataModule
+from datamodules.sources.source import step_fields
 from datamodules.spec import ActionSpec, ArraySpec, Spec
 from zoo import registry
 from zoo.base import Imagined, ZooModel, capabilities
@@ -262,6 +264,53 @@ def test_fits_online(name: str, precision: Any, tmp_path: Path) -> None:
     after = model.state_dict()
     assert all(value.isfinite().all() for value in after.values())
     assert any(not torch.equal(before[key], value) for key, value in after.items())
+
+
+def recorded(folder: Path) -> Path:
+    """A store of six random episodes of 7 actions like CartPole's; no environment is built."""
+    spec = Spec({"vector": ArraySpec((4,), "float32")}, ActionSpec("discrete", nvec=(2,)))
+    rng = np.random.default_rng(0)
+    attributes = {"spec": spec.to_dict()}
+    with EpisodeStore.create(folder, step_fields(spec), attributes=attributes) as store:
+        for t in np.tile(np.arange(8), 6):
+            step = {
+                "obs/vector": rng.normal(size=4).astype(np.float32),
+                "action": np.int64(rng.integers(2) if t < 7 else 0),
+                "reward": np.float32(t > 0),
+                "is_first": np.bool_(t == 0),
+                "is_last": np.bool_(t == 7),
+                "is_terminal": np.bool_(t == 7),
+            }
+            store.append(0, {key: np.asarray(value) for key, value in step.items()})
+    return folder
+
+
+@every_model
+def test_fits_offline_without_an_environment_and_resumes(name: str, tmp_path: Path) -> None:
+    card = registry.card(name)
+    if "offline" not in card.data or "vector" not in card.observations:
+        pytest.skip("does not learn from recorded vectors")
+    source = str(recorded(tmp_path / "data"))
+    options: dict[str, Any] = {
+        "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False,
+    }  # fmt: skip
+
+    def run(steps: int, checkpoint: Path | None = None) -> ZooModel:
+        data = OfflineDataModule(source, batch_size=2, sequence_length=4)
+        model = build(name, data.spec)
+        trainer = pl.Trainer(max_steps=steps, **options)
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return model
+
+    run(2)
+    resumed, whole = run(4, tmp_path / "2.ckpt"), run(4)
+    assert whole.updates == 4
+    assert whole.env_steps == 0
+    for key, value in whole.state_dict().items():
+        assert value.isfinite().all(), key
+        assert torch.equal(value, resumed.state_dict()[key]), key
 
 
 @every_model

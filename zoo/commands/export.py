@@ -89,7 +89,7 @@ def model_card(model: Any, identity: dict[str, Any], run: Run, folder: Path) -> 
     config = (run.path / CONFIG).read_text().rstrip()
     trained = run.config()
     facts = {
-        "trained on": (trained.get("data") or {}).get("init_args", {}).get("env", "recorded data"),
+        "trained on": _trained_on((trained.get("data") or {}).get("init_args", {})),
         "made for": str(model.spec),
         "training": f"{identity['env_steps']} env steps, {identity['updates']} updates",
         "seed": str(trained.get("seed_everything")),
@@ -119,6 +119,14 @@ def model_card(model: Any, identity: dict[str, Any], run: Run, folder: Path) -> 
         citation=f"Paper: [{card.paper}]({card.url}) ({card.authors}, {card.year}).",
         config=config,
     )
+
+
+def _trained_on(data: dict[str, Any]) -> str:
+    """The recorded data, or the environment."""
+    source = data.get("source")
+    if isinstance(source, list):
+        return ", ".join(map(str, source))
+    return str(source or data.get("env") or "recorded data")
 
 
 def _sha256(path: Path) -> str:

@@ -24,11 +24,13 @@ from zoo.runs import CONFIG, load_weights, read_checkpoint, read_config
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-HELP = "train a model: MODEL/PRESET, MODEL --env ENV, or a config.yaml"
+HELP = "train a model: MODEL/PRESET, MODEL --env ENV or --source DATA, or a config.yaml"
 EPILOG = """\
 what to train:
   MODEL/PRESET      a preset of the catalogue (`zoo list`)
   MODEL --env ENV   any environment with the model's own settings
+  MODEL[/PRESET] --source DATA
+                    recorded data: a Minari id, an HDF5 file, a store, another run
   FILE.yaml         the config.yaml of an earlier run, or a preset of your own
   RUN               a run directory, with --resume
 
@@ -44,6 +46,7 @@ POINTLESS_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*your dataloader is not resumable.*",  # the datamodule is
+    ".*passed in a `val_dataloader` but have no `validation_step`.*",  # callbacks look at it
 )
 
 
@@ -81,6 +84,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--env", help="environment: a gymnasium id, dm_control/..., ale/...")
+    parser.add_argument("--source", help="recorded data: a Minari id, a file, a store or a run")
     parser.add_argument("--run", type=Path, help="run directory (runs/MODEL/PRESET/seed=N)")
     parser.add_argument("--seed", type=int, help="seed of everything (0)")
     length = parser.add_mutually_exclusive_group()
@@ -101,7 +105,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _plan(options: argparse.Namespace) -> Plan:
     """Finds the configuration and the run directory, and whether there is a run to continue."""
-    config = configs.compose(options.target, options.env)
+    config = configs.compose(options.target, options.env, options.source)
     seed = config.get("seed_everything", 0) if options.seed is None else options.seed
     directory = options.run
     if directory is None:
@@ -156,6 +160,9 @@ def _apply(config: configs.Config, options: argparse.Namespace, directory: Path,
     budget, trainer = configs.budget(config), config["trainer"]
     limits = [budget.get("env_steps"), budget.get("updates"), trainer.get("max_time")]
     unlimited = trainer.get("max_epochs") in (-1, None) and trainer.get("max_steps", -1) == -1
+    recorded = (config.get("data") or {}).get("class_path") == configs.OFFLINE_DATA
+    if recorded and budget.get("env_steps") and not budget.get("updates"):
+        raise UserError("recorded data has no env steps: say how long to train by --updates N")
     if unlimited and not any(limits):
         raise UserError("nothing says how long to train: add --env-steps N or --updates N")
 

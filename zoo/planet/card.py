@@ -12,7 +12,7 @@ CARD = ModelCard(
     "Honglak Lee, James Davidson",
     year=2019,
     url="https://arxiv.org/abs/1811.04551",
-    data=("online",),
+    data=("online", "offline"),
     can=("Policy", "Imaginer", "Encoder"),
     observations=("image", "vector"),
     actions=("discrete", "box", "multi_discrete"),

@@ -280,7 +280,7 @@ class WorldModels(
                 self._encoded = clock.round
             self._starts = None
             return Portion(observations=() if self.vision.images else vectors)
-        seen = data.replay.num_appended
+        seen = data.steps_seen
         if self.evolve_in == "dream" and (self._starts is None or self._starts_of != seen):
             first = data.first_steps(self.starts)
             code = self._code(_to(first, self.device))

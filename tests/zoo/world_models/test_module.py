@@ -12,9 +12,11 @@ from latent_models import sequences, vectors
 from torch import Tensor
 from walk import Walk
 
-from datamodules import EnvDataModule
+from datamodules import EnvDataModule, OfflineDataModule
+from datamodules.envs.factory import make_env
 from datamodules.errors import UserError
 from datamodules.spec import ActionSpec, ArraySpec, Spec
+from zoo.collecting import Amount, Part, collect
 from zoo.world_models.gate import agreement, fixed_policies
 from zoo.world_models.module import Clock, WorldModels
 
@@ -426,3 +428,23 @@ def test_cartpole_is_solved_in_the_dream(tmp_path: Path) -> None:
     assert model.env_steps <= 5000
     result = evaluate(model, lambda: data.make_env(), episodes=100, seed=1)
     assert result.return_mean >= 475
+
+
+def test_recorded_data_serves_all_stages(tmp_path: Path) -> None:
+    """V, M and C, with an evolution in the dream, and no environment at all."""
+    recording = tmp_path / "data"
+    collect(lambda: make_env(Walk), "Walk", [Part("random")], Amount("episodes", 6), recording)
+    torch.manual_seed(0)
+    data = OfflineDataModule(str(recording), batch_size=4, sequence_length=4)
+    model = WorldModels(data.spec, **TINY)
+    stages = []
+    watch = Watch(lambda t, m: stages.append(m.clock.stage))
+    trainer = pl.Trainer(
+        max_steps=ROUND, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[watch],
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    assert list(dict.fromkeys(stages)) == ["vision", "memory", "controller"]
+    assert model.has_evolved
+    assert model.env_steps == 0
+    assert all(value.isfinite().all() for value in model.state_dict().values())
