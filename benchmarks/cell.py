@@ -43,6 +43,8 @@ METRICS = frozenset(
         "peak_rss_mb",
         "target_spearman",
         "best_target_return",
+        "beyond_return",
+        "achieved",
         "data_top10_return",
         "probe_r2",
         "latent_action_purity",

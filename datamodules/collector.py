@@ -27,7 +27,11 @@ MAX_FAILURES = 3
 
 
 class Actor(Protocol):
-    """What the collector asks of a policy."""
+    """What the collector asks of a policy.
+
+    One that has a method `rewarded(state, reward)` hears before each `act` what its last action
+    earned (B,), and gets the state from it; zeros at the start of an episode.
+    """
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
         """The state before an episode, {key: (B, ...)}."""
@@ -325,6 +329,10 @@ class Collector:
             if self.state is not None and self.state.keys() != actor.initial_state(1).keys():
                 self.state = None  # it was another actor's
         self.state = restart_rows(self.state, actor, first)
+        rewarded = getattr(actor, "rewarded", None)
+        if rewarded is not None:
+            earned = np.array([slot.row["reward"] for slot in self.slots], np.float32)
+            self.state = rewarded(self.state, torch.from_numpy(earned).to(self.device))
         action, self.state = actor.act(obs, self.state, explore=True)
         actions = action.cpu().numpy()
         latents = getattr(actor, "latents", None)

@@ -48,6 +48,24 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class ReturnConditioned(Protocol):
+    """A policy that is asked for a return, and hears what it has earned.
+
+    Attributes:
+        target_return: undiscounted return of an episode to ask for; can be set. None if this
+            one does not follow any.
+    """
+
+    target_return: float | None
+
+    def rewarded(self, state: State, reward: Tensor) -> State:
+        """The state {key: (B, ...)} once the last action has earned `reward` (B,).
+
+        Whoever lets it act calls it before each `act`, with zeros at the start of an episode.
+        """
+
+
+@runtime_checkable
 class Imaginer(Protocol):
     """Filters real sequences and dreams on from them."""
 
@@ -97,7 +115,14 @@ class ReplayLatents(Protocol):
         """What to store of a state {key: (B, ...)}."""
 
 
-PROTOCOLS: tuple[type, ...] = (Policy, Imaginer, Encoder, LatentActions, ReplayLatents)
+PROTOCOLS: tuple[type, ...] = (
+    Policy,
+    ReturnConditioned,
+    Imaginer,
+    Encoder,
+    LatentActions,
+    ReplayLatents,
+)
 
 
 def capabilities(model: type | object) -> list[str]:

@@ -19,6 +19,8 @@ from zoo.runs import CONFIG, read_config
 
 DEFAULTS = Path(__file__).parent / "commands" / "defaults.yaml"
 BUDGET = "callbacks.budget.Budget"
+# Callbacks of the defaults that only models which dream can have.
+DREAMS = ("callbacks.dream_video.DreamVideo", "callbacks.dream_gap.DreamRealityGap")
 ENV_DATA = "datamodules.env_datamodule.EnvDataModule"
 OFFLINE_DATA = "datamodules.offline_datamodule.OfflineDataModule"
 # What recorded data takes over from the settings of an environment.
@@ -98,6 +100,15 @@ def run_directory(config: Config, seed: int) -> Path:
     return Path("runs") / identity["model"] / identity["preset"] / f"seed={seed}"
 
 
+def _defaults(card: registry.ModelCard | None) -> Config:
+    """The defaults of `zoo fit`, without what a model that is known not to dream cannot have."""
+    config = read_config(DEFAULTS)
+    if card is not None and "Imaginer" not in card.can:
+        callbacks = config["trainer"]["callbacks"]
+        config["trainer"]["callbacks"] = [c for c in callbacks if c["class_path"] not in DREAMS]
+    return config
+
+
 def _from_file(path: Path) -> Config:
     config = read_config(path)
     if config.get("zoo", {}).get("model"):
@@ -107,7 +118,8 @@ def _from_file(path: Path) -> Config:
         raise UserError(f"'{path}' names no model: it needs model.class_path")
     name = registry.name_of(class_path) or class_path.rpartition(".")[2]
     identity = {"zoo": {"model": name, "preset": path.stem}}
-    return merge(merge(read_config(DEFAULTS), config), identity)
+    known = name in registry.list_models()
+    return merge(merge(_defaults(registry.card(name) if known else None), config), identity)
 
 
 def _from_catalogue(target: str, env: str | None, source: str | None) -> Config:
@@ -128,7 +140,7 @@ def _from_catalogue(target: str, env: str | None, source: str | None) -> Config:
         )
     if env is not None and source is None and "online" not in card.data:
         raise UserError(f"'{model}' learns from {' or '.join(card.data)} data: it takes no --env")
-    config = read_config(DEFAULTS)
+    config = _defaults(card)
     config = merge(config, {"model": {"class_path": card.class_path.replace(":", ".")}})
     if env is not None:
         config = merge(config, {"data": {"class_path": ENV_DATA}})

@@ -84,6 +84,7 @@ class _Episode:
         self.env = env
         self.index = index
         self.total = 0.0
+        self.reward = 0.0
         self.length = 0
         with _named(env):
             self.obs, _ = env.reset(seed=seed)
@@ -93,7 +94,8 @@ class _Episode:
         chosen = action if action.ndim else action.item()
         with _named(self.env):
             self.obs, reward, terminated, truncated, _ = self.env.step(chosen)
-        self.total += float(reward)
+        self.reward = float(reward)
+        self.total += self.reward
         self.length += 1
         return bool(terminated or truncated)
 
@@ -117,7 +119,11 @@ def _play(model: Any, envs: Sequence[gym.Env], seeds: Sequence[int], explore: bo
     running = [_Episode(env, i, seeds[i]) for i, env in enumerate(envs)]
     state = model.initial_state(len(running))
     fresh = model.initial_state(1)
+    rewarded = getattr(model, "rewarded", None)
     while running:
+        if rewarded is not None:
+            earned = torch.tensor([episode.reward for episode in running], device=model.device)
+            state = rewarded(state, earned)
         obs = _batch([episode.obs for episode in running], model.spec, model.device)
         action, state = model.act(obs, state, explore=explore)
         ended = [e.step(a) for e, a in zip(running, action.cpu().numpy(), strict=True)]

@@ -17,12 +17,13 @@ from datamodules.envs.wrappers import ActionRepeat, DictObservation, Resize, env
 from datamodules.errors import MissingExtra, UserError
 
 IMAGE_SIZE = 64  # side of the images of every method's paper here
-# Families of gymnasium ids that another package registers: prefix -> (module, extra).
+# Families of gymnasium ids that another module registers: prefix -> (module, extra).
 REGISTERED_BY = {
     "ALE/": ("ale_py", "atari"),
     "Vizdoom": ("vizdoom.gymnasium_wrapper", "vizdoom"),
     "MiniGrid-": ("minigrid", "minigrid"),
     "BabyAI-": ("minigrid", "minigrid"),
+    "zoo/KeyCorridor": ("datamodules.envs.corridor", ""),
 }
 
 
@@ -42,6 +43,7 @@ def make_env(
     | `dm_control/<domain>-<task>-v0` | the task's keys, or 64x64 RGB | `dm_control.DMControl` |
     | `ale/<Game>` | 64x64 RGB, Atari-100k preprocessing | `atari.Atari` |
     | `Vizdoom...` | 64x64 RGB | `games.Doom`, and ViZDoom's |
+    | `zoo/KeyCorridor...` | a vector of 10 numbers | `corridor.KeyCorridor` |
     | `MiniGrid-...`, `BabyAI-...` | 64x64 RGB, no mission | `games.GridImage`, and MiniGrid's |
     | a callable | as returned | the callable's |
 

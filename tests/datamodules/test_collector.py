@@ -286,6 +286,28 @@ def test_finished_episodes_tell_return_length_and_time(build):
     ]
 
 
+class Accountant(Memory):
+    """Stores the sum of what it heard that it earned in the episode."""
+
+    def rewarded(self, state, reward):
+        return {"memory": state["memory"] + reward[:, None]}
+
+    def act(self, obs, state, *, explore):
+        return obs["vector"][:, 0].long() % 4, state
+
+
+def test_an_actor_that_wants_to_hears_what_it_earned(build):
+    actor = Accountant()
+    collector = build([partial(Show, 4), partial(Show, 7)], actor)
+    run(collector, actor, 30)
+    batch = collector.replay.sample(64)
+    account, first = batch["latents/memory"][..., 0], batch["is_first"]
+    assert first.any()
+    assert (account[first] == 0.25).all()
+    heard = np.where(first[:, 1:], 0.25, account[:, :-1] + batch["reward"][:, 1:])
+    np.testing.assert_allclose(account[:, 1:], heard)
+
+
 def test_latents_belong_to_their_step(build):
     actor = Memory()
     collector = build([partial(Show, 4), partial(Show, 7, troubles=[2, 5])], actor)

@@ -330,6 +330,8 @@ class TestEval:
         assert main(["eval", "nowhere"]) == 2
         assert main(["eval", str(RUN), "--episodes", "0"]) == 2
         assert "--episodes 0" in capsys.readouterr().err
+        assert main(["eval", str(RUN), "--target-return", "5"]) == 2
+        assert "a dreamer-v3 cannot be asked for a return" in capsys.readouterr().err
 
 
 class TestExportAndPush:

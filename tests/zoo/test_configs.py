@@ -54,7 +54,20 @@ def test_presets_are_complete_settings(name: str) -> None:
     assert config["data"]["class_path"]
     assert any(configs.budget(config).values()), "a preset says how long to train"
     assert config["zoo"]["preset"] == name.partition("/")[2]
-    assert set(_callbacks(read_config(configs.DEFAULTS))) <= set(_callbacks(config))
+    expected = set(_callbacks(read_config(configs.DEFAULTS)))
+    if "Imaginer" not in registry.card(name).can:
+        expected -= set(configs.DREAMS)
+        assert not set(configs.DREAMS) & set(_callbacks(config))
+    assert expected <= set(_callbacks(config))
+
+
+def test_a_file_of_a_model_that_does_not_dream_has_no_callbacks_of_dreams(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    for name, dreams in (("decision-transformer", False), ("dreamer-v3", True)):
+        class_path = registry.card(name).class_path.replace(":", ".")
+        path.write_text(yaml.safe_dump({"model": {"class_path": class_path}}))
+        found = set(configs.DREAMS) & set(_callbacks(configs.compose(str(path))))
+        assert bool(found) == dreams
 
 
 def test_a_model_alone_does_not_say_what_to_train_on() -> None:

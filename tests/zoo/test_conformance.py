@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from offline_standin import CartPoleContexts
 from torch import Tensor
 
 import zoo
@@ -56,7 +57,11 @@ def build(name: str, spec: Spec) -> ZooModel:
 
 
 def make_batch(model: ZooModel) -> dict[str, Any]:
-    """Random sequences by the batch contract, with the context steps the model asks for."""
+    """Random sequences by the batch contract, with the context steps the model asks for.
+
+    Contexts of recorded data have returns and time steps in place of the flags; the first begins
+    with a step of padding.
+    """
     spec, lead = model.spec, (BATCH, STEPS + model.replay_context)
     generator = torch.Generator().manual_seed(1)
 
@@ -76,8 +81,14 @@ def make_batch(model: ZooModel) -> dict[str, Any]:
         "obs": {key: array(a.shape, a.dtype) for key, a in sorted(spec.obs.items())},
         "action": action,
         "reward": array((), "float32"),
-        "step_id": torch.arange(lead[1]).expand(lead).contiguous(),
     }
+    if model.replay_sampling == "contexts":
+        batch["return_to_go"] = array((), "float32")
+        batch["timestep"] = torch.arange(lead[1]).repeat(BATCH, 1)
+        batch["mask"] = torch.ones(lead, dtype=torch.bool)
+        batch["mask"][0, 0] = False
+        return batch
+    batch["step_id"] = torch.arange(lead[1]).expand(lead).contiguous()
     for key in ("is_first", "is_last", "is_terminal"):
         batch[key] = torch.zeros(lead, dtype=torch.bool)
     batch["is_last"][0, 2] = batch["is_terminal"][0, 2] = batch["is_first"][0, 3] = True
@@ -101,6 +112,8 @@ def outputs(model: ZooModel) -> dict[str, Tensor]:
     with torch.no_grad():
         if "Policy" in can:
             state = any_model.initial_state(BATCH)
+            if "ReturnConditioned" in can:
+                state = any_model.rewarded(state, torch.ones(BATCH))
             found["action"], state = any_model.act(first_obs(model), state, explore=False)
             found |= state
         if "Imaginer" in can:
@@ -127,9 +140,11 @@ class SaveAtEnd(pl.Callback):
         trainer.save_checkpoint(self.directory / "last.ckpt")
 
 
-def fit(model: ZooModel, directory: Path, **options: Any) -> pl.Trainer:
-    """Two updates on CartPole."""
-    data = EnvDataModule(
+def cartpole_data(model: ZooModel, directory: Path) -> pl.LightningDataModule:
+    """CartPole, played or, for models that do not learn online, recorded."""
+    if "online" not in registry.card(model.name).data:
+        return CartPoleContexts(count=4, batch_size=2)
+    return EnvDataModule(
         "CartPole-v1",
         num_envs=2,
         batch_size=2,
@@ -137,8 +152,18 @@ def fit(model: ZooModel, directory: Path, **options: Any) -> pl.Trainer:
         prefill=16,
         directory=directory / "replay",
     )
+
+
+def fit(
+    model: ZooModel,
+    directory: Path,
+    updates: int = 2,
+    resume: Path | None = None,
+    **options: Any,
+) -> pl.Trainer:
+    """A few updates on CartPole."""
     trainer = pl.Trainer(
-        max_steps=2,
+        max_steps=updates,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -148,12 +173,14 @@ def fit(model: ZooModel, directory: Path, **options: Any) -> pl.Trainer:
         callbacks=[SaveAtEnd(directory)],
         **options,
     )
-    trainer.fit(model, datamodule=data)
+    data = cartpole_data(model, directory)
+    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer
 
 
 def cartpole(name: str) -> ZooModel:
-    if "online" not in registry.card(name).data or "vector" not in registry.card(name).observations:
+    card = registry.card(name)
+    if not {"online", "offline"} & set(card.data) or "vector" not in card.observations:
         pytest.skip("does not learn from vector environments")
     obs = {"vector": ArraySpec((4,), "float32")}
     return build(name, Spec(obs, ActionSpec("discrete", nvec=(2,))))
@@ -202,6 +229,20 @@ def test_policy(name: str, spec: Spec) -> None:
         else:
             assert (action >= 0).all()
             assert (action.reshape(BATCH, -1) < torch.tensor(spec.action.nvec)).all()
+
+
+@every_spec
+def test_return_conditioned(name: str, spec: Spec) -> None:
+    model: Any = build(name, spec)
+    if "ReturnConditioned" not in registry.card(name).can:
+        pytest.skip("is not asked for returns")
+    model.target_return = 5.0
+    assert model.target_return == 5.0
+    state = model.initial_state(BATCH)
+    after = model.rewarded(state, torch.tensor([0.0, 1.0]))
+    assert after.keys() == state.keys()
+    assert all(torch.equal(after[key][0], state[key][0]) for key in state)
+    assert any(not torch.equal(after[key][1], state[key][1]) for key in state)
 
 
 @every_spec
@@ -254,12 +295,12 @@ def test_encoder_and_replay_latents(name: str, spec: Spec) -> None:
 
 @every_model
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_fits_online(name: str, precision: Any, tmp_path: Path) -> None:
+def test_fits(name: str, precision: Any, tmp_path: Path) -> None:
     model = cartpole(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     trainer = fit(model, tmp_path, precision=precision)
     assert model.updates == trainer.global_step == 2
-    assert model.env_steps >= 16
+    assert model.env_steps >= 16 or "online" not in registry.card(name).data
     assert trainer.logged_metrics["train/loss"].isfinite()
     after = model.state_dict()
     assert all(value.isfinite().all() for value in after.values())
@@ -297,8 +338,10 @@ def test_fits_offline_without_an_environment_and_resumes(name: str, tmp_path: Pa
     }  # fmt: skip
 
     def run(steps: int, checkpoint: Path | None = None) -> ZooModel:
-        data = OfflineDataModule(source, batch_size=2, sequence_length=4)
-        model = build(name, data.spec)
+        spec = OfflineDataModule(source).spec
+        model = build(name, spec)
+        length = getattr(model, "context", 4)  # what the windows of Decision Transformer hold
+        data = OfflineDataModule(source, batch_size=2, sequence_length=length)
         trainer = pl.Trainer(max_steps=steps, **options)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
@@ -311,6 +354,20 @@ def test_fits_offline_without_an_environment_and_resumes(name: str, tmp_path: Pa
     for key, value in whole.state_dict().items():
         assert value.isfinite().all(), key
         assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+@every_model
+def test_a_resumed_fit_of_recorded_data_is_the_same(name: str, tmp_path: Path) -> None:
+    if "online" in registry.card(name).data:
+        pytest.skip("tests/system/test_resume.py kills and resumes runs of these")
+    once, twice, again = (cartpole(name) for _ in range(3))
+    fit(once, tmp_path / "once", updates=5)
+    fit(twice, tmp_path / "twice", updates=3)
+    torch.rand(7)  # what happens to run between does not matter
+    fit(again, tmp_path / "again", updates=5, resume=tmp_path / "twice" / "last.ckpt")
+    theirs = again.state_dict()
+    for key, value in once.state_dict().items():
+        assert torch.equal(value, theirs[key]), key
 
 
 @every_model

@@ -74,6 +74,25 @@ def test_more_episodes_begin_with_the_same_ones() -> None:
     assert evaluate(Counter(), Counting, episodes=9, seed=4) != many
 
 
+class Listener(Counter):
+    """A policy that keeps an account of its episode, and acts by it."""
+
+    def initial_state(self, batch_size: int) -> dict[str, torch.Tensor]:
+        return {**super().initial_state(batch_size), "earned": torch.zeros(batch_size)}
+
+    def rewarded(self, state, reward):
+        return {**state, "earned": state["earned"] + reward}
+
+    def act(self, obs, state, *, explore: bool):
+        # Right (one more each time) as long as all that was earned was heard, and once.
+        return state["earned"].long(), {**state, "t": state["t"] + 1}
+
+
+def test_a_policy_that_wants_to_hears_what_it_earned() -> None:
+    result = evaluate(Listener(), Counting, episodes=9, seed=3, num_envs=4)
+    assert result.returns == tuple(float(n) for n in result.lengths)
+
+
 def test_exploring_is_passed_on() -> None:
     assert evaluate(Counter(), Counting, 5, 0, explore=True).return_mean == 0.0
 

@@ -64,6 +64,7 @@ def _own_catalogue():
 def test_patterns_choose_models(toy: None) -> None:
     assert zoo.list_models("dreamer*") == ["dreamer-v1", "dreamer-v2", "dreamer-v3"]
     assert zoo.list_models() == [
+        "decision-transformer",
         "dreamer-v1",
         "dreamer-v2",
         "dreamer-v3",
@@ -97,8 +98,8 @@ def test_create_takes_the_presets_settings_and_options_win(toy: None) -> None:
         ("toy/wid", "unknown preset of toy 'wid' \\(did you mean 'wide'\\?\\)"),
         (
             "xxxx",
-            "unknown model 'xxxx' \\(there is dreamer-v1, dreamer-v2, dreamer-v3, planet, toy, "
-            "world-models\\)",
+            "unknown model 'xxxx' \\(there is decision-transformer, dreamer-v1, dreamer-v2, "
+            "dreamer-v3, planet, toy, world-models\\)",
         ),
     ],
 )
@@ -128,6 +129,7 @@ def test_a_broken_package_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.warns(UserWarning, match="is left out") as warned:
         assert zoo.list_models() == [
+            "decision-transformer",
             "dreamer-v1",
             "dreamer-v2",
             "dreamer-v3",

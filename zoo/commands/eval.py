@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from datamodules.errors import UserError
 from zoo.commands.options import Parser
@@ -20,6 +21,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--episodes", type=int, default=10, help="number of episodes (10)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the environments (0)")
     parser.add_argument("--checkpoint", choices=("best", "last"), help="(best, if there is one)")
+    parser.add_argument(
+        "--target-return", type=float, metavar="R", help="return to ask for, of models that do"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     if options.episodes < 1:
@@ -28,7 +32,7 @@ def main(argv: list[str]) -> int:
     run = Run(options.run)
     checkpoint = run.checkpoint(options.checkpoint)
     data = run.datamodule()
-    if not hasattr(data, "make_env"):
+    if getattr(data, "make_env", None) is None:
         raise UserError(
             f"the run '{run.path}' was trained on recorded data ({type(data).__name__}): there is "
             "no environment to evaluate it in"
@@ -36,11 +40,20 @@ def main(argv: list[str]) -> int:
 
     import torch
 
+    from zoo.base import capabilities
     from zoo.evaluate import evaluate
 
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(checkpoint, map_location=device)
+    model: Any = load(checkpoint, map_location=device)
+    if options.target_return is not None:
+        if "ReturnConditioned" not in capabilities(model):
+            raise UserError(
+                f"--target-return {options.target_return}: a {model.name} cannot be asked for a "
+                "return, it takes what it can get; leave the option out"
+            )
+        model.target_return = options.target_return
+    target = getattr(model, "target_return", None)
     result = evaluate(model, data.make_env, options.episodes, options.seed)
     report = {
         "return_mean": result.return_mean,
@@ -53,12 +66,15 @@ def main(argv: list[str]) -> int:
         "seed": options.seed,
         "checkpoint": checkpoint.stem,
     }
+    if target is not None:
+        report["target_return"] = target
     if options.json:
         print(json.dumps(report))
         return 0
     facts(
         [
             ("return", f"{result.return_mean:.2f} +- {result.return_std:.2f}"),
+            *([] if target is None else [("asked for", f"{target:.2f}")]),
             ("episodes", f"{len(result.returns)}, greedy, seed {options.seed}"),
             ("trained for", f"{model.env_steps} env steps, {model.updates} updates"),
             ("checkpoint", str(checkpoint)),
