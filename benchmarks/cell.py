@@ -315,7 +315,8 @@ def _callback_option(run: Path, callback: str, option: str) -> int | None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write atomically: the file is there completely or not at all."""
-    partial = path.with_name(path.name + ".partial")
+    # Shards of a suite write the same manifest at the same time.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(partial, path)
 
