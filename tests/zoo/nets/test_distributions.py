@@ -384,6 +384,11 @@ class TestTwoHot:
         logits = torch.full((3, 255), 0.7, dtype=precision)
         assert (TwoHot(logits, symexp_bins(255)).pred() == 0).all()
 
+    def test_noise_in_the_logits_of_far_bins_is_no_reward(self) -> None:
+        noise = torch.randn(100, 255, generator=torch.Generator().manual_seed(0))
+        pred = TwoHot(1e-8 * noise, symexp_bins(255)).pred()
+        assert pred.abs().max() < 1e-3
+
     def test_the_expectation_of_the_encoding_is_the_target(self) -> None:
         bins = symexp_bins(255)
         target = torch.tensor([-1e4, -3.3, -0.01, 0.0, 0.2, 1.0, 99.0])
