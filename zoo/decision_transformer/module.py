@@ -19,12 +19,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.errors import UserError
 from datamodules.spec import Spec
+from zoo.arguments import choose_widths, reject_outside, reject_unknown, reject_unless_positive
 from zoo.base import Batch, Obs, State, ZooModel
 from zoo.decision_transformer.tokens import ContextTime, EpisodeTime, Interleaver, stack_frames
 from zoo.nets.actions import ActionCodec
 from zoo.nets.distributions import MSE, Categorical
 from zoo.nets.transformer import INIT_STD, CausalTransformer, causal_mask
-from zoo.rssm.model import choose_widths, reject_outside, reject_unknown, reject_unless_positive
 
 # `nano` is ours, for CPUs; the others are the paper's, appendix A.
 SIZES: dict[str, dict[str, int]] = {

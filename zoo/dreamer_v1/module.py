@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.spec import Spec
+from zoo.arguments import choose_widths, reject_outside, reject_unless_positive
 from zoo.base import Batch, State
 from zoo.nets.actions import add_noise
 from zoo.nets.distributions import PolicySteps, TanhNormal, UnitNormal
@@ -31,7 +32,7 @@ from zoo.rssm.behavior import arrival_weights, own_reward_targets
 from zoo.rssm.cores import GRUCore
 from zoo.rssm.dynamics import RSSM, features
 from zoo.rssm.latents import Gaussians
-from zoo.rssm.model import LatentModel, choose_widths, reject_outside, reject_unless_positive
+from zoo.rssm.model import LatentModel
 from zoo.rssm.observations import Decoder, Encoder, same
 from zoo.rssm.vision import StridedEncoder, TransposedDecoder
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.spec import Spec
+from zoo.arguments import choose_widths, reject_outside, reject_unknown, reject_unless_positive
 from zoo.base import Batch
 from zoo.nets.averaging import follow
 from zoo.nets.distributions import PolicySteps, TruncatedNormal, UnitNormal
@@ -34,15 +35,7 @@ from zoo.rssm.behavior import arrival_weights, mixed_objective, own_reward_targe
 from zoo.rssm.cores import GRUCore
 from zoo.rssm.dynamics import RSSM, features, kl_losses
 from zoo.rssm.latents import Categoricals, Gaussians
-from zoo.rssm.model import (
-    Filtered,
-    LatentModel,
-    StoredLatents,
-    choose_widths,
-    reject_outside,
-    reject_unknown,
-    reject_unless_positive,
-)
+from zoo.rssm.model import Filtered, LatentModel, StoredLatents
 from zoo.rssm.observations import Decoder, Encoder, same
 from zoo.rssm.vision import StridedEncoder, TransposedDecoder
 

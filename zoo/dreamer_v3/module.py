@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from datamodules.errors import UserError
 from datamodules.spec import Spec
+from zoo.arguments import choose_widths, reject_outside, reject_unknown, reject_unless_positive
 from zoo.base import Batch
 from zoo.dreamer_v3.sizes import SIZES
 from zoo.nets.averaging import follow
@@ -32,14 +33,7 @@ from zoo.rssm.behavior import imagination_losses, replay_value_loss
 from zoo.rssm.cores import BlockCore
 from zoo.rssm.dynamics import RSSM, features, kl_losses
 from zoo.rssm.latents import Categoricals, Gaussians
-from zoo.rssm.model import (
-    LatentModel,
-    StoredLatents,
-    choose_widths,
-    reject_outside,
-    reject_unknown,
-    reject_unless_positive,
-)
+from zoo.rssm.model import LatentModel, StoredLatents
 from zoo.rssm.observations import Decoder, Encoder
 from zoo.rssm.vision import BlockDecoder, PooledEncoder
 

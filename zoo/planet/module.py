@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from datamodules.errors import UserError
 from datamodules.spec import Spec
+from zoo.arguments import choose_widths, reject_outside, reject_unless_positive
 from zoo.base import Batch, Obs, State
 from zoo.nets.actions import add_noise
 from zoo.nets.distributions import DiagonalNormal, UnitNormal
@@ -30,13 +31,7 @@ from zoo.planning import CEM, continued_return, predicted_return
 from zoo.rssm.cores import GRUCore
 from zoo.rssm.dynamics import RSSM
 from zoo.rssm.latents import Gaussians
-from zoo.rssm.model import (
-    Filtered,
-    LatentModel,
-    choose_widths,
-    reject_outside,
-    reject_unless_positive,
-)
+from zoo.rssm.model import Filtered, LatentModel
 from zoo.rssm.observations import Decoder, Encoder, pixels, same
 from zoo.rssm.vision import StridedEncoder, TransposedDecoder
 

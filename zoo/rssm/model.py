@@ -7,14 +7,12 @@ A subclass builds the parts (`encoder`, `rssm`, `decoder`, `reward_head`; a `con
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
 from datamodules.spec import Spec
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.nets.actions import ActionCodec, random_like
@@ -288,40 +286,3 @@ class StoredLatents:
         """What the replay keeps of states (..., D), (..., S, C)."""
         stoch = self.rssm.latent.pack(state["stoch"].detach())
         return {"deter": state["deter"].detach().float(), "stoch": stoch}
-
-
-def choose_widths(
-    model: str, sizes: Mapping[str, Mapping[str, int]], size: str, given: Mapping[str, int | None]
-) -> dict[str, int]:
-    """Widths of a size, in which the given ones that are not None win.
-
-    Raises:
-        UserError: unknown size, or a width that is not above zero.
-    """
-    reject_unknown(model, sizes, size=size)
-    widths = {key: sizes[size][key] if value is None else value for key, value in given.items()}
-    reject_unless_positive(model, **widths)
-    return widths
-
-
-def reject_unless_positive(model: str, **values: float) -> None:
-    """Raises a UserError that names the first value that is not above zero."""
-    for key, value in values.items():
-        if value <= 0:
-            raise UserError(f"{model} needs {key} > 0, got {value}")
-
-
-def reject_outside(model: str, low: float, high: float, **values: float) -> None:
-    """Raises a UserError that names the first value that is not in [low, high]."""
-    for key, value in values.items():
-        if not low <= value <= high:
-            bound = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise UserError(f"{model} needs {key} {bound}, got {value}")
-
-
-def reject_unknown(model: str, known: Iterable[str], **values: str) -> None:
-    """Raises a UserError that names the first value that is not one of those known."""
-    known = list(known)
-    for key, value in values.items():
-        if value not in known:
-            raise UserError(f"{model} has no {key} '{value}': choose one of {', '.join(known)}")

@@ -26,9 +26,9 @@ from torch.optim import Adam, Optimizer
 from datamodules.errors import UserError
 from datamodules.replay import Portion
 from datamodules.spec import Spec
+from zoo.arguments import choose_widths, reject_outside, reject_unknown, reject_unless_positive
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.nets.actions import add_noise, random_like
-from zoo.rssm.model import choose_widths, reject_outside, reject_unknown, reject_unless_positive
 from zoo.world_models.controller import Actions, Controller
 from zoo.world_models.dreams import Dreamer, FixedMembers, LinearMembers, Scores, dream
 from zoo.world_models.evolution import Evolution

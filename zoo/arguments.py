@@ -1,0 +1,45 @@
+"""Checks of the arguments that models are built with: errors name the value and the mend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from datamodules.errors import UserError
+
+
+def choose_widths(
+    model: str, sizes: Mapping[str, Mapping[str, int]], size: str, given: Mapping[str, int | None]
+) -> dict[str, int]:
+    """Widths of a size, in which the given ones that are not None win.
+
+    Raises:
+        UserError: unknown size, or a width that is not above zero.
+    """
+    reject_unknown(model, sizes, size=size)
+    widths = {key: sizes[size][key] if value is None else value for key, value in given.items()}
+    reject_unless_positive(model, **widths)
+    return widths
+
+
+def reject_unless_positive(model: str, **values: float) -> None:
+    """Raises a UserError that names the first value that is not above zero."""
+    for key, value in values.items():
+        if value <= 0:
+            raise UserError(f"{model} needs {key} > 0, got {value}")
+
+
+def reject_outside(model: str, low: float, high: float, **values: float) -> None:
+    """Raises a UserError that names the first value that is not in [low, high]."""
+    for key, value in values.items():
+        if not low <= value <= high:
+            bound = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise UserError(f"{model} needs {key} {bound}, got {value}")
+
+
+def reject_unknown(model: str, known: Iterable[str], **values: str) -> None:
+    """Raises a UserError that names the first value that is not one of those known."""
+    known = list(known)
+    for key, value in values.items():
+        if value not in known:
+            raise UserError(f"{model} has no {key} '{value}': choose one of {', '.join(known)}")
