@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from benchmarks.provenance import git_sha, hardware, peak_rss_mb, versions
-from benchmarks.results import Row
+from benchmarks.results import Row, replacing
 from datamodules.errors import UserError
 
 # Final episodes are drawn far from every seed that training or checkpoint selection uses.
@@ -315,10 +315,8 @@ def _callback_option(run: Path, callback: str, option: str) -> int | None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write atomically: the file is there completely or not at all."""
-    # Shards of a suite write the same manifest at the same time.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -7,10 +7,11 @@ checkpoint on fresh episodes. So a run's final score is its last `return_mean`.
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from datamodules.errors import UserError
 
@@ -69,11 +70,21 @@ def read_rows(path: Path) -> list[Row]:
 
 def write_table(path: Path, columns: Iterable[str], records: Iterable[dict[str, Any]]) -> None:
     """Write dictionaries as CSV, atomically; None becomes an empty field."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as file:
+    with replacing(path) as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A text file that takes the place of `path` when the block ends well, whole or not at all.
+
+    Shards of a suite may write the same file at the same time: each has a partial one of its own.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", newline="") as file:
+        yield file
     os.replace(partial, path)
 
 

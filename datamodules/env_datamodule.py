@@ -29,7 +29,6 @@ import gymnasium as gym
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from datamodules.batches import ReplayLoader, nest, rng_state, set_rng_state
 from datamodules.collector import Collector, Played, Player, RandomPolicy, play
@@ -42,9 +41,10 @@ from datamodules.sources.source import step_fields
 from datamodules.spec import Spec
 from datamodules.store import EpisodeStore, Field
 from datamodules.workers import EnvPool
+from datamodules.write_back import WriteBack
 
 
-class EnvDataModule(pl.LightningDataModule):
+class EnvDataModule(WriteBack, pl.LightningDataModule):
     """Replayed sequences of an agent that keeps on acting.
 
     Each rank has its own environments and its own replay shard; batch size, environments and
@@ -165,7 +165,6 @@ class EnvDataModule(pl.LightningDataModule):
         self._played = 0
         self.served = 0
         self._agent_steps = 0
-        self._written_back: tuple[Tensor, dict[str, Tensor]] | None = None
         self._root: Path | None = None
         self._known: tuple[Spec, int] | None = None
         self._restored: list[dict[str, Any]] | None = None
@@ -209,7 +208,7 @@ class EnvDataModule(pl.LightningDataModule):
         """
         if self.collector is None or self.replay is None:
             return {"ranks": self._restored} if self._restored else {}
-        self._take_over_latents()
+        self.take_over(self.replay)
         mine = {
             "served": self.served,
             "played": self._played,
@@ -238,7 +237,7 @@ class EnvDataModule(pl.LightningDataModule):
         if self.collector is None:
             self._start()
         assert self.collector is not None and self.replay is not None
-        self._take_over_latents()
+        self.take_over(self.replay)
         while self.served >= self._updates_due():
             self.collector.advance(self._actor())
             if self._world_size == 1:
@@ -250,7 +249,7 @@ class EnvDataModule(pl.LightningDataModule):
         self._agent_steps = self._sum_over_ranks(self.collector.agent_steps + self._played)
         prepare = getattr(self._module, "prepare_batch", None)
         portion: Portion = prepare(self) if prepare else Portion()
-        self._take_over_latents()
+        self.take_over(self.replay)
         rows = portion.rows or self.batch_size
         return nest(self.replay.sample(rows, portion.steps, portion.observations))
 
@@ -272,7 +271,7 @@ class EnvDataModule(pl.LightningDataModule):
         assert self.replay is not None
         for batch in self.replay.sweep(steps, observations):
             yield nest(batch)
-            self._take_over_latents()
+            self.take_over(self.replay)
 
     def first_steps(self, limit: int) -> dict[str, Any]:
         """First steps of at most `limit` replayed episodes of this rank, a batch (N, 1, ...)."""
@@ -288,21 +287,6 @@ class EnvDataModule(pl.LightningDataModule):
         if self._world_size == 1:
             self._agent_steps += int(played.length.sum())
         return played
-
-    def write_back(self, step_id: Tensor, latents: dict[str, Tensor]) -> None:
-        """Replaces the stored latents (B, T, ...) of steps (B, T).
-
-        They are taken over when the replay is next looked at, so that an update on a GPU is not
-        held up in its middle.
-        """
-        self._written_back = (step_id, latents)
-
-    def _take_over_latents(self) -> None:
-        if self._written_back is not None and self.replay is not None:
-            step_id, latents = self._written_back
-            arrays = {key: value.cpu().numpy() for key, value in latents.items()}
-            self.replay.write_back(step_id.cpu().numpy(), arrays)
-        self._written_back = None
 
     def metrics(self) -> dict[str, float]:
         """How the agents of all ranks fare in training; every rank calls it.

@@ -37,6 +37,7 @@ from datamodules.sources.opening import open_source
 from datamodules.sources.source import Source
 from datamodules.spec import Spec
 from datamodules.store import Field
+from datamodules.write_back import WriteBack
 
 SAMPLING = ("windows", "pieces", "contexts")
 _CHUNK = 65536  # rows whose statistics are computed together
@@ -56,7 +57,7 @@ class HeldOut(NamedTuple):
     terminal: Tensor
 
 
-class OfflineDataModule(pl.LightningDataModule):
+class OfflineDataModule(WriteBack, pl.LightningDataModule):
     """Sequences of recorded episodes.
 
     With several processes each draws from its share of the training episodes (from all of them,
@@ -153,7 +154,6 @@ class OfflineDataModule(pl.LightningDataModule):
         self._split: tuple[np.ndarray, np.ndarray] | None = None
         self._sequences: Sequences | None = None
         self._restored: list[dict[str, Any]] | None = None
-        self._written_back: tuple[Tensor, dict[str, Tensor]] | None = None
 
     # The data
 
@@ -267,7 +267,7 @@ class OfflineDataModule(pl.LightningDataModule):
         """
         if self._sequences is None:
             return {"ranks": self._restored} if self._restored else {}
-        self._take_over_latents()
+        self.take_over(self._sequences)
         mine = {
             "served": self.served,
             "sequences": self._sequences.state_dict(),
@@ -299,10 +299,10 @@ class OfflineDataModule(pl.LightningDataModule):
     def next_batch(self) -> dict[str, Any]:
         """Draws a batch (B, T, ...)."""
         sequences = self._started()
-        self._take_over_latents()
+        self.take_over(self._sequences)
         prepare = getattr(self._module, "prepare_batch", None)
         portion: Portion = prepare(self) if prepare else Portion()
-        self._take_over_latents()
+        self.take_over(self._sequences)
         self.served += 1
         rows = portion.rows or self.batch_size
         return nest(sequences.sample(rows, portion.steps, portion.observations))
@@ -323,25 +323,11 @@ class OfflineDataModule(pl.LightningDataModule):
         """
         for batch in self._started().sweep(steps, observations):
             yield nest(batch)
-            self._take_over_latents()
+            self.take_over(self._sequences)
 
     def first_steps(self, limit: int) -> dict[str, Any]:
         """First steps of at most `limit` training episodes of this rank, a batch (N, 1, ...)."""
         return nest(self._started().first_steps(limit))
-
-    def write_back(self, step_id: Tensor, latents: dict[str, Tensor]) -> None:
-        """Replaces the kept latents (B, T, ...) of steps (B, T), when the data is next looked at.
-
-        Later, so that an update on a GPU is not held up in its middle.
-        """
-        self._written_back = (step_id, latents)
-
-    def _take_over_latents(self) -> None:
-        if self._written_back is not None and self._sequences is not None:
-            step_id, latents = self._written_back
-            arrays = {key: value.cpu().numpy() for key, value in latents.items()}
-            self._sequences.write_back(step_id.cpu().numpy(), arrays)
-        self._written_back = None
 
     def _started(self) -> Sequences:
         """The sequences of this rank: made, or restored from a checkpoint."""

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.results import COLUMNS, Row, read_rows, write_rows
+from benchmarks.results import COLUMNS, Row, read_rows, replacing, write_rows
 from datamodules.errors import UserError
 
 ROW = Row(
@@ -34,3 +34,15 @@ def test_another_table_is_refused(tmp_path):
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="has the columns a, b"):
         read_rows(tmp_path / "results.csv")
+
+
+def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "suite.json"
+    with replacing(path) as one:
+        one.write("one")
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        with replacing(path) as other:
+            other.write("other")
+        monkeypatch.undo()
+    assert path.read_text() == "one"
+    assert [file.name for file in tmp_path.iterdir()] == ["suite.json"]
