@@ -2,8 +2,9 @@
 
 In the run's folder (the Trainer's `default_root_dir`):
 
-- `checkpoints/last.ckpt` resumes exactly. It is written at batch ends, atomically, at intervals, at
-  the end and when a signal asks to stop; never in a NaN state and never because of an exception.
+- `checkpoints/last.ckpt` resumes exactly. It is written at batch ends, atomically, after the first
+  evaluation, at intervals, at the end and when a signal asks to stop; never in a NaN state and
+  never because of an exception.
 - `checkpoints/best.ckpt` has the weights of the best evaluation, for evaluation and fine-tuning.
 - `done.json` says that the run is complete: `env_steps`, `updates`, `best`, `wall_s`.
 """
@@ -35,10 +36,11 @@ from datamodules.errors import UserError
 class RunCheckpoint(Checkpoint):
     """Saves `last.ckpt`, `best.ckpt` and `done.json`, and stops in order on SIGTERM and Ctrl-C.
 
-    The first signal lets the update end, saves and stops; `interrupted_by_signal` then holds its
-    number. A second one raises KeyboardInterrupt at once. A loss that is not finite ends the run
-    with the last good checkpoint in place; accelerators look at it when Lightning logs (every
-    `log_every_n_steps` updates) and before they save, because looking waits for the device.
+    The first signal lets the update end (or a step of collecting), saves and stops;
+    `interrupted_by_signal` then holds its number. A second one raises KeyboardInterrupt at once. A
+    loss that is not finite ends the run with the last good checkpoint in place; accelerators look
+    at it when Lightning logs (every `log_every_n_steps` updates) and before they save, because
+    looking waits for the device.
 
     Lightning runs it after all other callbacks, so a checkpoint has their newest states.
 
@@ -145,7 +147,7 @@ class RunCheckpoint(Checkpoint):
             return  # gradients are being accumulated, and a checkpoint does not hold them
         self._updates = updates
         interrupted = self._signals.received is not None
-        if trainer.strategy.reduce_boolean_decision(interrupted or self._minutes_over(), all=False):
+        if trainer.strategy.reduce_boolean_decision(interrupted or self._overdue(), all=False):
             due = True
             if trainer.strategy.reduce_boolean_decision(interrupted, all=False):
                 self.interrupted_by_signal = self._signals.received or int(signal.SIGTERM)
@@ -199,11 +201,17 @@ class RunCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _while_collecting(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves between two updates when so many minutes have passed: collecting may take hours.
+        """Saves and stops between two updates, too: collecting may take hours.
 
-        With several ranks it waits for the update, for they do not collect in step.
+        With several ranks both wait for the update, for they do not collect in step.
         """
-        if trainer.world_size == 1 and self._minutes_over():
+        if trainer.world_size > 1:
+            return
+        if self._signals.received is not None:
+            self.save(trainer, pl_module)
+            self.interrupted_by_signal = self._signals.received
+            raise KeyboardInterrupt  # Lightning knows no other way to stop before a batch
+        if self._overdue():
             self.save(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -258,7 +266,9 @@ class RunCheckpoint(Checkpoint):
     def _wall_s(self) -> float:
         return self._wall_before + time.monotonic() - self._started_at
 
-    def _minutes_over(self) -> bool:
+    def _overdue(self) -> bool:
+        if self.best is not None and self._saved_updates is None:
+            return True  # nobody could go on from a best.ckpt alone
         minutes = self.every_minutes
         return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 

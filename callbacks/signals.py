@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-MESSAGE = b"\nStopping after this update; a second signal stops at once without saving.\n"
+MESSAGE = b"\nSaving and stopping; a second signal stops at once without saving.\n"
 
 
 class StopSignals:

@@ -63,7 +63,9 @@ class DreamVecEnv(VecEnv):
         self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
     ) -> list[Any]:
         """Refused: the environments exist only together."""
-        raise NotImplementedError(f"dreams have no method {method_name} of their own each")
+        raise AttributeError(
+            f"dreams exist only together: none of them has a method {method_name} to call"
+        )
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
         """No environment is wrapped."""

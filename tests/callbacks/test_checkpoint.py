@@ -145,10 +145,21 @@ def test_best_is_the_later_of_equals_and_never_nan(tmp_path):
     assert best["best"] == {"eval/return_mean": 3.0}
     assert "optimizer_states" not in best
     assert "TinyData" not in best
-    assert data.saves == 1  # for last.ckpt: best.ckpt left the data alone
+    assert data.saves == 2  # for last.ckpt, with the first score and at the end; not for best.ckpt
     loaded = TinyModel.load_from_checkpoint(checkpoint.best_path, weights_only=True)
     assert loaded.updates == 4
     assert torch.equal(loaded.net[0].weight, best["state_dict"]["net.0.weight"])
+
+
+def test_a_best_checkpoint_is_never_without_one_to_go_on_from(tmp_path):
+    with pytest.raises(RuntimeError, match="crash"):
+        fit(tmp_path, Crash(at=1), checkpoint=RunCheckpoint(every_minutes=None))
+    assert not (tmp_path / "checkpoints/last.ckpt").exists()
+    with pytest.raises(RuntimeError, match="crash"):
+        fit(tmp_path, Crash(at=2), checkpoint=RunCheckpoint(every_minutes=None))
+    assert (tmp_path / "checkpoints/best.ckpt").is_file()
+    last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert last["zoo"]["updates"] == 1
 
 
 def test_best_score_survives_resume(tmp_path):
@@ -232,17 +243,60 @@ def test_second_signal_stops_at_once(tmp_path):
     with pytest.raises(SystemExit):
         fit(tmp_path, Signal(signal.SIGTERM, 7, times=2), model=model, checkpoint=checkpoint)
     assert model.updates == 7
-    assert not (tmp_path / "checkpoints/last.ckpt").exists()
+    last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert last["zoo"]["updates"] == 1  # saved with the first score
 
 
-# torch.save stops half-way through the second last.ckpt
+class Collecting(TinyData):
+    """Says between two batches that it collects; before the third it gets a signal meanwhile."""
+
+    def __init__(self, number=None):
+        super().__init__()
+        self.number = number
+
+    def next_batch(self):
+        if self.env_steps == 4 and self.number is not None:
+            os.kill(os.getpid(), self.number)
+        self.collecting()
+        return super().next_batch()
+
+    def setup(self, stage):
+        super().setup(stage)
+        self.collecting = None
+
+
+def test_collecting_saves_when_the_minutes_are_over(tmp_path):
+    checkpoint = RunCheckpoint(every_minutes=1e-9)
+    saved = []
+    checkpoint.save = lambda trainer, model: saved.append(model.updates)
+    t = trainer(tmp_path, Budget(updates=2), checkpoint=checkpoint)
+    t.fit(TinyModel(), Collecting())
+    assert saved[:4] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_collecting_saves_and_stops(tmp_path, number):
+    before = signal.getsignal(signal.SIGINT)
+    checkpoint = RunCheckpoint(every_minutes=None)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, data=Collecting(number), checkpoint=checkpoint)
+    signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
+    assert checkpoint.interrupted_by_signal == number
+    last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert (last["zoo"]["updates"], last["zoo"]["env_steps"]) == (2, 4)
+
+
+# torch.save stops half-way through the third last.ckpt
 SCRIPT = """
 import sys, time, torch
 from pathlib import Path
 from test_checkpoint import fit
 run, save = Path(sys.argv[1]), torch.save
+saved = 0
 def half(checkpoint, file):
-    if "optimizer_states" in checkpoint and (run / "checkpoints/last.ckpt").exists():
+    global saved
+    saved += "optimizer_states" in checkpoint
+    if "optimizer_states" in checkpoint and saved == 3:
         file.write(b"half of a checkpoint")
         file.flush()
         print("writing", flush=True)

@@ -207,15 +207,21 @@ def _fit(
 ) -> int:
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # how Lightning ends after a second Ctrl-C
-        raise KeyboardInterrupt from None
+    except SystemExit:  # how Lightning ends after a second Ctrl-C, or one between two updates
+        if _interrupted(trainer) is None:
+            raise KeyboardInterrupt from None
+    number = _interrupted(trainer)
+    if number is None:
+        return 0
+    _say(f"stopped; --resume continues the run '{trainer.default_root_dir}'")
+    return 128 + number
+
+
+def _interrupted(trainer: pl.Trainer) -> int | None:
+    """The signal after which the run was saved and stopped."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        number = getattr(callback, "interrupted_by_signal", None)
-        if number is not None:
-            _say(f"stopped; --resume continues the run '{trainer.default_root_dir}'")
-            return 128 + int(number)
-    return 0
+    numbers = [getattr(callback, "interrupted_by_signal", None) for callback in callbacks]
+    return next((number for number in numbers if number is not None), None)
 
 
 def _prepare(directory: Path, fresh: bool) -> None:
