@@ -138,7 +138,8 @@ class Dreamer:
         z = memory.following(state["z"], drawn)
         inputs = memory.head_inputs(h, z)
         if memory.reward_head is not None:
-            reward = memory.reward_head(inputs).pred()
+            # Ours: where dreams leave the data, a linear head promises what nobody ever earned.
+            reward = memory.reward_head(inputs).pred().clamp(*memory.rewards)
         else:
             reward = torch.full_like(h[..., 0], memory.step_reward or 0.0)
         return Advanced(z, h, c, reward, self._done(inputs, z))

@@ -113,6 +113,7 @@ class Memory(nn.Module):
     scale: Tensor
     low: Tensor
     high: Tensor
+    rewards: Tensor
     reward_head: ScalarHead | None
     done_head: BinaryHead | None
 
@@ -154,6 +155,13 @@ class Memory(nn.Module):
         self.register_buffer("scale", torch.ones(latent))
         self.register_buffer("low", torch.full((latent,), -1e6))
         self.register_buffer("high", torch.full((latent,), 1e6))
+        self.register_buffer("rewards", torch.tensor([-1e6, 1e6]))
+
+    def bound(self, codes: tuple[Tensor, Tensor], rewards: tuple[Tensor, Tensor]) -> None:
+        """Takes over the range of the data: least and most of z (Z,), and of rewards (1,)."""
+        self.low.copy_(codes[0])
+        self.high.copy_(codes[1])
+        self.rewards.copy_(torch.cat(rewards))
 
     def forward(self, z: Tensor, action: Tensor, first: Tensor) -> Tensor:
         """h (B, T, H) after each step of sequences that start from zeros.

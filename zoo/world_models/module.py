@@ -35,7 +35,7 @@ from zoo.world_models.evolution import Evolution
 from zoo.world_models.gate import fixed_policies, judge
 from zoo.world_models.memory import Memory
 from zoo.world_models.reality import FixedPlayers, LinearPlayers, episode_seeds
-from zoo.world_models.statistics import Moments, over_ranks
+from zoo.world_models.statistics import Moments, Range, over_ranks
 from zoo.world_models.vision import Code, Vision
 
 # `nano` is ours, for CPUs.
@@ -352,21 +352,22 @@ class WorldModels(
 
     @torch.no_grad()
     def _encode_all(self, data: Any) -> None:
-        """Encodes every replayed frame, once, and measures the range of z and its steps."""
+        """Encodes every replayed frame once; measures the range of z, its steps and the rewards."""
         moments = Moments(self.vision.size)
-        reach = self.memory.scale.new_full((2, self.vision.size), -torch.inf)  # of -z and z
+        codes, rewards = Range(self.vision.size), Range(1)
         for batch in data.sweep(256):
             here = _to(batch, self.device)
             code = self.vision.encode(here["obs"])
             if self.vision.images:
                 self.write_back(batch["step_id"], code._asdict())
-            reach = torch.maximum(reach, torch.stack([-code.mean[0], code.mean[0]]).amax(1))
-            goes_on = ~batch["is_first"][0, 1:]
-            moments.add(torch.diff(code.mean[0], dim=0)[goes_on])
-        if self._ranks > 1:
-            torch.distributed.all_reduce(reach, torch.distributed.ReduceOp.MAX)
-        self.memory.low.copy_(-reach[0])
-        self.memory.high.copy_(reach[1])
+            goes_on = ~here["is_first"][0]
+            codes.add(code.mean[0])
+            rewards.add(here["reward"][0, goes_on, None])
+            moments.add(torch.diff(code.mean[0], dim=0)[goes_on[1:]])
+        self.memory.bound(
+            codes.low_and_high(self._ranks, self.device),
+            rewards.low_and_high(self._ranks, self.device),
+        )
         if self.clock.round == 0:  # later rounds go on with what M knows
             _, std = moments.mean_and_std(self._ranks, self.device)
             self.memory.scale.copy_(std)

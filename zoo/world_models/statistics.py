@@ -31,3 +31,22 @@ class Moments:
         mean = total / count.clamp(min=1)
         std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
         return mean.float(), torch.where(std > 1e-8, std, torch.ones_like(std)).float()
+
+
+class Range:
+    """Least and most of D variables, batch by batch."""
+
+    def __init__(self, size: int) -> None:
+        self._reach = torch.full((2, size), -torch.inf)  # of -x and x
+
+    def add(self, x: Tensor) -> None:
+        """Takes x (N, D) into account."""
+        if len(x):
+            self._reach = torch.maximum(self._reach, torch.stack([-x, x]).amax(1).float().cpu())
+
+    def low_and_high(self, ranks: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both (D,), over all ranks."""
+        reach = self._reach.to(device)
+        if ranks > 1:
+            torch.distributed.all_reduce(reach, torch.distributed.ReduceOp.MAX)
+        return -reach[0], reach[1]

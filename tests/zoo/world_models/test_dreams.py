@@ -112,6 +112,19 @@ def test_halts_where_no_data_was() -> None:
     assert torch.equal(found.length, torch.full((1, 2), 7.0))
 
 
+def test_no_dream_earns_more_than_anybody_did() -> None:
+    m = memory(predict_done=False)
+    assert m.reward_head is not None
+    with torch.no_grad():
+        for parameter in m.reward_head.parameters():
+            parameter.fill_(0.0)
+        list(m.reward_head.parameters())[-1].fill_(5.0)
+    members = FixedMembers([torch.eye(2)])
+    assert (dream(Dreamer(m), members, 1, torch.zeros(2, Z), 3).reward == 15.0).all()
+    m.rewards.copy_(torch.tensor([-1.0, 2.0]))
+    assert (dream(Dreamer(m), members, 1, torch.zeros(2, Z), 3).reward == 6.0).all()
+
+
 def test_fixed_members_draw_their_own_actions() -> None:
     choices = [torch.tensor([[1.0, 0.0]]), torch.eye(2)]
     drawn = FixedMembers(choices).act({"z": torch.zeros(2, 500, Z)})

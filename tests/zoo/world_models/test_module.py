@@ -223,6 +223,7 @@ def test_vectors_are_standardised_over_the_replay(tmp_path: Path) -> None:
     model = model_for(data, delta=True)
     seen: list[Tensor] = []
     steps: list[Tensor] = []
+    rewards: list[Tensor] = []
 
     def look(trainer: Any, module: WorldModels) -> None:
         if not seen:
@@ -231,6 +232,7 @@ def test_vectors_are_standardised_over_the_replay(tmp_path: Path) -> None:
             for batch in batches:
                 step = torch.diff(batch["obs"]["vector"][0], dim=0)
                 steps.append(step[~batch["is_first"][0, 1:]])
+                rewards.append(batch["reward"][~batch["is_first"]])
 
     fit(model, data, 1, [Watch(look)])
     x = torch.cat(seen)
@@ -239,6 +241,8 @@ def test_vectors_are_standardised_over_the_replay(tmp_path: Path) -> None:
     z = (x - x.mean(0)) / x.std(0, correction=0)
     torch.testing.assert_close(model.memory.low, z.amin(0))
     torch.testing.assert_close(model.memory.high, z.amax(0))
+    earned = torch.cat(rewards)
+    assert model.memory.rewards.tolist() == [earned.min(), earned.max()]
     expected = (torch.cat(steps) / x.std(0, correction=0)).std(0, correction=0)
     torch.testing.assert_close(model.memory.scale, expected)
 
