@@ -64,12 +64,15 @@ class Run:
             f"`zoo fit {self.path} --resume` trains it"
         )
 
-    def datamodule(self) -> Any:
-        """A datamodule like the one that the run trained on; nothing is set up yet."""
+    def datamodule(self, **changes: Any) -> Any:
+        """A datamodule like the one that the run trained on, but for the changed arguments.
+
+        Nothing is set up yet.
+        """
         data = self.config().get("data") or {}
         if "class_path" not in data:
             raise UserError(f"{self.path / CONFIG} names no datamodule under data.class_path")
-        return registry.import_object(data["class_path"])(**data.get("init_args", {}))
+        return registry.import_object(data["class_path"])(**{**data.get("init_args", {}), **changes})
 
 
 def load(

@@ -233,7 +233,9 @@ class TestFit:
         assert not list(here.glob("run/replay"))
         capsys.readouterr()
         assert main(["eval", "run"]) == 2
-        assert "there is no environment to evaluate it in" in capsys.readouterr().err
+        assert "knows no environment: add --env ID" in capsys.readouterr().err
+        assert main(["eval", "run", "--env", "CartPole-v1", "--episodes", "2", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["return_mean"] >= 1
 
     def test_with_the_environment_of_a_preset_to_evaluate_in(
         self, recording: Path, here: Path

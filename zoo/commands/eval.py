@@ -15,11 +15,12 @@ HELP = "play greedy episodes with a trained model and report the returns"
 
 
 def main(argv: list[str]) -> int:
-    """Evaluates the run's model in environments like those that it was trained in."""
+    """Evaluates the run's model in environments like those that it was trained in, or others."""
     parser = Parser(prog="zoo eval", description=HELP)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
     parser.add_argument("--episodes", type=int, default=10, help="number of episodes (10)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the environments (0)")
+    parser.add_argument("--env", metavar="ID", help="environment (that of the run)")
     parser.add_argument("--checkpoint", choices=("best", "last"), help="(best, if there is one)")
     parser.add_argument(
         "--target-return", type=float, metavar="R", help="return to ask for, of models that do"
@@ -31,11 +32,11 @@ def main(argv: list[str]) -> int:
 
     run = Run(options.run)
     checkpoint = run.checkpoint(options.checkpoint)
-    data = run.datamodule()
+    data = run.datamodule(**({} if options.env is None else {"env": options.env}))
     if getattr(data, "make_env", None) is None:
         raise UserError(
-            f"the run '{run.path}' was trained on recorded data ({type(data).__name__}): there is "
-            "no environment to evaluate it in"
+            f"the run '{run.path}' was trained on recorded data ({type(data).__name__}) and knows "
+            "no environment: add --env ID"
         )
 
     import torch
