@@ -72,7 +72,8 @@ class Run:
         data = self.config().get("data") or {}
         if "class_path" not in data:
             raise UserError(f"{self.path / CONFIG} names no datamodule under data.class_path")
-        return registry.import_object(data["class_path"])(**{**data.get("init_args", {}), **changes})
+        arguments = {**data.get("init_args", {}), **changes}
+        return registry.import_object(data["class_path"])(**arguments)
 
 
 def load(
