@@ -1,12 +1,17 @@
-"""Baselines under the same protocol as the zoo's models: random, and stable-baselines3's three.
+"""Baselines under the same protocol as the zoo's models: random, and those of stable-baselines3.
+
+    random          nothing is learned
+    dqn, ppo, sac   learn in the environment, for the suite's env_steps
+    offline-dqn     learns from recorded episodes (`source`), for the preset's `updates`
 
 They leave a run folder of the same shape (metrics.csv, checkpoints/best, done.json), are evaluated
-at a fixed interval of env steps, and their best checkpoint is what the final episodes measure.
-Their trainings are short and seeded, so an interrupted one starts again from the beginning.
+at a fixed interval of env steps (of updates, on recorded episodes), and their best checkpoint is
+what the final episodes measure. Their trainings are short and seeded, so an interrupted one starts
+again from the beginning.
 
 Presets are `presets/<task>.yaml`: the task, options of its environment, and each algorithm's
-constructor arguments. yaml has no functions, so "linear 0.001" stands for a schedule that falls
-from 0.001 to 0 over the training.
+constructor arguments beside `num_envs`, `source` and `updates`. yaml has no functions, so
+"linear 0.001" stands for a schedule that falls from 0.001 to 0 over a training in an environment.
 """
 
 import csv
@@ -17,7 +22,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import yaml
@@ -25,7 +30,11 @@ import yaml
 from benchmarks.cell import EVAL_SEED_OFFSET, Cell, write_json
 from datamodules.errors import MissingExtra, UserError
 
-BASELINES = ("random", "dqn", "ppo", "sac")
+OFFLINE = "offline-dqn"
+BASELINES = ("random", "dqn", "ppo", "sac", OFFLINE)
+
+# Settings of a preset that the algorithm's constructor does not know.
+_OURS = frozenset({"num_envs", "source", "updates"})
 
 # Episodes that are played side by side, so that the policy sees batches.
 _SIDE_BY_SIDE = 10
@@ -37,7 +46,7 @@ class BaselineRunner:
     """Trains and evaluates a baseline; see `benchmarks.cell.Runner`."""
 
     def train(self, cell: Cell, run: Path) -> None:
-        """Learn for `cell.env_steps`; the random policy has nothing to learn."""
+        """Learn for the budget; the random policy has nothing to learn."""
         if (run / "done.json").exists():
             return
         shutil.rmtree(run, ignore_errors=True)
@@ -136,72 +145,119 @@ def play(make: Callable[[], Any], act: Act, episodes: int, seed: int) -> np.ndar
     return returns
 
 
+def make_agent(model: str, preset: Mapping[str, Any], seed: int | None = None) -> Any:
+    """An untrained agent of stable-baselines3 with a preset's settings.
+
+    Raises:
+        MissingExtra: stable-baselines3 is not installed.
+    """
+    algorithm = _algorithm(model)
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    given = preset[model]
+    settings = {key: _schedule(value) for key, value in given.items() if key not in _OURS}
+    envs = DummyVecEnv([lambda: make_task_env(preset) for _ in range(given.get("num_envs", 1))])
+    return algorithm(env=envs, seed=seed, device="cpu", **settings)
+
+
+class _Evaluations:
+    """Evaluates an agent on the way and keeps the best; the clock stands still meanwhile."""
+
+    def __init__(
+        self, agent: Any, cell: Cell, preset: Mapping[str, Any], run: Path, file: TextIO
+    ) -> None:
+        self.agent, self.cell, self.preset, self.run, self.file = agent, cell, preset, run, file
+        self.repeat = int(preset.get("env", {}).get("action_repeat", 1))
+        self.log = csv.writer(file, lineterminator="\n")
+        self.log.writerow(("updates", "env_steps", "metric", "value"))
+        self.best = -np.inf
+        self.due = cell.eval_every
+        self.evaluated_at: tuple[int, int] | None = None
+        self.started = time.perf_counter()
+
+    @property
+    def updates(self) -> int:
+        return int(self.agent._n_updates)
+
+    @property
+    def env_steps(self) -> int:
+        return int(self.agent.num_timesteps) * self.repeat
+
+    def when_due(self, *_: Any) -> bool:
+        """Evaluates every `cell.eval_every` env steps, or updates where there are none."""
+        if (self.env_steps or self.updates) >= self.due:
+            self.due += self.cell.eval_every
+            self.evaluate()
+        return True  # or stable-baselines3 would stop
+
+    def evaluate(self) -> None:
+        paused = time.perf_counter()
+        # Selection has its own seed: neither training nor the final episodes may share it.
+        seed = EVAL_SEED_OFFSET // 2 + self.cell.seed
+        act = _greedy(self.agent)
+        returns = play(lambda: make_task_env(self.preset), act, self.cell.eval_episodes, seed)
+        self.evaluated_at = (self.env_steps, self.updates)
+        for metric, value in (
+            ("time/wall_s", paused - self.started),
+            ("eval/return_mean", returns.mean()),
+            ("eval/return_std", returns.std()),
+        ):
+            self.log.writerow((self.updates, self.env_steps, metric, value))
+        self.file.flush()
+        if returns.mean() > self.best:
+            self.best = returns.mean()
+            self.agent.save(self.run / "checkpoints" / "best.zip")
+        self.started += time.perf_counter() - paused
+
+
 def _learn(cell: Cell, preset: Mapping[str, Any], run: Path) -> dict[str, Any]:
     """Train an agent of stable-baselines3, evaluating on the way and keeping the best.
 
     Returns:
         What was spent: `env_steps`, `updates`, `wall_s` without evaluations, and the `best` score.
     """
-    algorithm = _algorithm(cell.model)
+    agent = make_agent(cell.model, preset, cell.seed)
     import torch
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.vec_env import DummyVecEnv
 
+    torch.set_num_threads(1)
+    with (run / "metrics.csv").open("w", newline="") as file:
+        evaluations = _Evaluations(agent, cell, preset, run, file)
+        if cell.model == OFFLINE:
+            _learn_offline(agent, cell, preset, evaluations)
+        else:
+            _learn_online(agent, cell, evaluations)
+        if evaluations.evaluated_at != (evaluations.env_steps, evaluations.updates):
+            evaluations.evaluate()
+        seconds = time.perf_counter() - evaluations.started
+    agent.get_env().close()
+    return {
+        "env_steps": evaluations.env_steps,
+        "updates": evaluations.updates,
+        "wall_s": seconds,
+        "best": evaluations.best,
+    }
+
+
+def _learn_online(agent: Any, cell: Cell, evaluations: _Evaluations) -> None:
     if cell.env_steps is None:
         raise UserError(f"baseline {cell.model!r} needs a budget: set env_steps in the suite")
-    torch.set_num_threads(1)
-    settings = {key: _schedule(value) for key, value in preset[cell.model].items()}
-    envs = DummyVecEnv([lambda: make_task_env(preset) for _ in range(settings.pop("num_envs", 1))])
-    repeat = int(preset.get("env", {}).get("action_repeat", 1))
-    agent = algorithm(env=envs, seed=cell.seed, device="cpu", **settings)
-    file = (run / "metrics.csv").open("w", newline="")
-    log = csv.writer(file, lineterminator="\n")
-    log.writerow(("updates", "env_steps", "metric", "value"))
+    agent.learn(cell.env_steps // evaluations.repeat, callback=evaluations.when_due)
 
-    class Evaluation(BaseCallback):
-        """Evaluates every `cell.eval_every` env steps; the clock stands still meanwhile."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.best = -np.inf
-            self.due = cell.eval_every
-            self.started = time.perf_counter()
+def _learn_offline(
+    agent: Any, cell: Cell, preset: Mapping[str, Any], evaluations: _Evaluations
+) -> None:
+    if cell.env_steps is not None:
+        raise UserError(
+            f"baseline {cell.model!r} takes no env steps: leave env_steps out of the suite, its "
+            f"budget is `updates` in the preset {cell.preset!r}"
+        )
+    from benchmarks.offline_dqn import fill_buffer, learn
+    from datamodules.offline_datamodule import OfflineDataModule
 
-        def _on_step(self) -> bool:
-            if self.num_timesteps * repeat >= self.due:
-                self.due += cell.eval_every
-                self.evaluate()
-            return True
-
-        def evaluate(self) -> None:
-            paused = time.perf_counter()
-            # Selection has its own seed: neither training nor the final episodes may share it.
-            seed = EVAL_SEED_OFFSET // 2 + cell.seed
-            returns = play(lambda: make_task_env(preset), _greedy(agent), cell.eval_episodes, seed)
-            for metric, value in (
-                ("time/wall_s", paused - self.started),
-                ("eval/return_mean", returns.mean()),
-                ("eval/return_std", returns.std()),
-            ):
-                log.writerow((agent._n_updates, self.num_timesteps * repeat, metric, value))
-            file.flush()
-            if returns.mean() > self.best:
-                self.best = returns.mean()
-                agent.save(run / "checkpoints" / "best.zip")
-            self.started += time.perf_counter() - paused
-
-    evaluation = Evaluation()
-    with file:
-        agent.learn(cell.env_steps // repeat, callback=evaluation)
-        evaluation.evaluate()
-        seconds = time.perf_counter() - evaluation.started
-    envs.close()
-    return {
-        "env_steps": agent.num_timesteps * repeat,
-        "updates": agent._n_updates,
-        "wall_s": seconds,
-        "best": evaluation.best,
-    }
+    settings, env = preset[OFFLINE], preset.get("env", {})
+    fill_buffer(agent, OfflineDataModule(settings["source"], env=preset["task"], **env))
+    learn(agent, settings["updates"], evaluations.when_due)
 
 
 def _algorithm(name: str) -> Any:
@@ -209,7 +265,7 @@ def _algorithm(name: str) -> Any:
         import stable_baselines3
     except ImportError as error:
         raise MissingExtra(f"baseline {name!r}", "baselines") from error
-    return getattr(stable_baselines3, name.upper())
+    return getattr(stable_baselines3, name.removeprefix("offline-").upper())
 
 
 def _greedy(agent: Any) -> Act:

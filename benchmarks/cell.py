@@ -68,8 +68,8 @@ class Cell:
     Attributes:
         env_steps: training budget in frames that the agent causes; None means the preset's own.
         episodes: of the final evaluation of the best checkpoint, greedy, on fresh seeds.
-        eval_every: env steps between evaluations in a baseline's training; a zoo model's preset
-            says its own.
+        eval_every: env steps between evaluations in a baseline's training, or updates if it learns
+            from recorded data; a zoo model's preset says its own.
         eval_episodes: episodes of each of those evaluations.
         base: the preset that `options` change, where `preset` is the name of a variant.
         options: options of `zoo fit` that win over the preset.
@@ -133,7 +133,7 @@ def run_cell(
     """Train and evaluate one cell, or return the result that is already there.
 
     Args:
-        model: a zoo model or a baseline (`random`, `dqn`, `ppo`, `sac`).
+        model: a zoo model or a baseline (`random`, `dqn`, `ppo`, `sac`, `offline-dqn`).
         preset: the model's preset, or the baseline's task preset.
         task: the environment that the preset stands for; checked.
         seed: of everything in the cell.
@@ -254,14 +254,15 @@ def collect_rows(cell: Cell, run: Path, final: Mapping[str, Any]) -> list[Row]:
     done = read_json(run / "done.json")
     updates, env_steps = int(done["updates"]), int(done["env_steps"])
     wall_s = _training_seconds(done, logged)
-    wall_at = {line.env_steps: line.value for line in logged if line.metric == _WALL}
+    wall_at = {
+        (line.env_steps, line.updates): line.value for line in logged if line.metric == _WALL
+    }
     shared = (cell.suite, cell.model, cell.preset, cell.task, cell.seed)
     origin = (git_sha(), versions(), hardware())
 
     def at(line: Logged, metric: str, n: int) -> Row:
-        seconds = wall_at.get(line.env_steps)
-        where = (line.env_steps, line.updates)
-        return Row(*shared, *where, metric, line.value, n, seconds, *origin)
+        where = (line.env_steps, line.updates)  # on recorded data only the updates tell
+        return Row(*shared, *where, metric, line.value, n, wall_at.get(where), *origin)
 
     def at_end(metric: str, value: float, n: int = 1) -> Row:
         return Row(*shared, env_steps, updates, metric, float(value), n, wall_s, *origin)

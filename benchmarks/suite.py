@@ -44,7 +44,7 @@ class Entry:
 
     Attributes:
         env_steps: budget; None means the preset's own.
-        eval_every: overrides the suite's, in env steps.
+        eval_every: overrides the suite's.
         options: options of `zoo fit` that win over the preset, such as `{model.lam: 0.0}`.
         variant: what the results call the preset with these options; needed if there are any.
     """
@@ -66,7 +66,8 @@ class Suite:
         kind: "scores", or "speed" for timings without cells.
         seeds: every entry is run with the seeds 0 .. seeds-1.
         episodes: of the final evaluation.
-        eval_every: env steps between a baseline's evaluations during training.
+        eval_every: env steps between a baseline's evaluations during training, or updates if it
+            learns from recorded data.
         eval_episodes: episodes of each of those.
         tasks: normalisation references by task.
     """

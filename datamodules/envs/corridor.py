@@ -31,10 +31,12 @@ class KeyCorridor(gym.Env):
 
     Args:
         length: steps in the corridor.
-        remember: show whether the key is held after the first room; without it only a memory tells.
+        remember: show after the first room whether the key is held. Without it, as in the paper,
+            only a memory tells, and a value of what is seen cannot: the corridor looks the same
+            with and without the key.
     """
 
-    def __init__(self, length: int = 20, remember: bool = True) -> None:
+    def __init__(self, length: int = 20, remember: bool = False) -> None:
         if length < 1:
             raise UserError(f"KeyCorridor needs a length of at least 1, got {length}")
         self.length, self.remember = length, remember
@@ -82,8 +84,9 @@ class KeyCorridor(gym.Env):
         return obs
 
 
-for suffix, options in {"": {}, **{str(n): {"length": n} for n in (20, 50, 100)}}.items():
-    if f"zoo/KeyCorridor{suffix}-v0" not in gym.registry:
-        gym.register(
-            f"zoo/KeyCorridor{suffix}-v0", entry_point=f"{__name__}:KeyCorridor", kwargs=options
-        )
+TASKS: dict[str, dict[str, Any]] = {"KeyCorridor": {}, "KeyCorridorSeen": {"remember": True}}
+for name, options in list(TASKS.items()):
+    TASKS |= {f"{name}{length}": {**options, "length": length} for length in (20, 50, 100)}
+for name, options in TASKS.items():
+    if f"zoo/{name}-v0" not in gym.registry:
+        gym.register(f"zoo/{name}-v0", entry_point=f"{__name__}:KeyCorridor", kwargs=options)

@@ -101,5 +101,6 @@ def _nothing(name: str) -> str:
     hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
     return (
         f"there is no file or folder '{name}', and no Minari data set of that name in '{root}'"
-        f"{hint}; `minari download {name}` fetches one that is published"
+        f"{hint}; `minari download {name}` fetches one that is published, and `zoo data collect` "
+        "records one"
     )

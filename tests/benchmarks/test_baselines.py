@@ -95,10 +95,8 @@ def test_every_preset_builds_its_agents():
         preset = yaml.safe_load(file.read_text())
         for name in set(preset) - {"task", "env"}:
             assert name in BASELINES
-            settings = {key: baselines._schedule(value) for key, value in preset[name].items()}
-            settings.pop("num_envs", None)
             env = baselines.make_task_env(preset)
-            agent = baselines._algorithm(name)(env=env, device="cpu", **settings)
+            agent = baselines.make_agent(name, preset)
             assert agent.predict(env.reset(seed=0)[0])[0] in env.action_space
 
 

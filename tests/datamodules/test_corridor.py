@@ -47,7 +47,7 @@ def test_about_one_random_episode_in_fifteen_is_paid() -> None:
 
 
 def test_what_it_shows() -> None:
-    env = KeyCorridor(3)
+    env = KeyCorridor(3, remember=True)
     obs, _ = env.reset(seed=0)
     side = obs[6]
     np.testing.assert_array_equal(obs[[0, 4]], 1)
@@ -57,7 +57,7 @@ def test_what_it_shows() -> None:
     for _ in range(2):
         obs, *_ = env.step(USE)
     np.testing.assert_array_equal(obs[:8], [0, 1, 0, 0, 1, 0, 0, 1])
-    forgetful = KeyCorridor(3, remember=False)
+    forgetful = KeyCorridor(3)
     forgetful.reset(seed=0)
     for action in (RIGHT if side > 0 else LEFT, USE, USE, USE):
         obs, *_ = forgetful.step(action)
@@ -68,5 +68,7 @@ def test_it_is_an_environment_of_the_factory() -> None:
     check_env(KeyCorridor(5), skip_render_check=True)
     env = make_env("zoo/KeyCorridor-v0", length=50)
     assert env.unwrapped.steps == 58  # type: ignore[attr-defined]
+    env = make_env("zoo/KeyCorridorSeen100-v0")
+    assert (env.unwrapped.length, env.unwrapped.remember) == (100, True)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="length of at least 1, got 0"):
         make_env("zoo/KeyCorridor-v0", length=0)
