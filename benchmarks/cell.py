@@ -215,7 +215,9 @@ def fit_command(cell: Cell, run: Path) -> list[str]:
     """Arguments of `zoo fit` that train this cell's model."""
     preset = f"{cell.model}/{cell.base or cell.preset}"
     command = [preset, "--run", str(run), "--seed", str(cell.seed)]
-    command += [f"--{key}={json.dumps(value)}" for key, value in cell.options.items()]
+    for key, value in cell.options.items():
+        # A string as it is: in the quotes of JSON it is not among the choices of an option.
+        command.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     return command if cell.env_steps is None else [*command, "--env-steps", str(cell.env_steps)]
 
 

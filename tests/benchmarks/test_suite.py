@@ -5,6 +5,7 @@ import pytest
 from benchmarks.cell import fit_command
 from benchmarks.suite import list_suites, load_suite, parse_suite
 from datamodules.errors import UserError
+from zoo.__main__ import main
 
 ENTRY = {"model": "random", "preset": "cartpole", "task": "CartPole-v1"}
 
@@ -85,7 +86,7 @@ def test_no_seeds_is_a_mistake():
 
 
 def test_a_variant_is_a_preset_with_options():
-    options = {"model.lam": 0.0, "model.loss_scales": {"reward": 2.0}}
+    options = {"model.lam": 0.0, "model.loss_scales": {"reward": 2.0}, "model.latent": "gaussian"}
     variant = {**ENTRY, "model": "dreamer-v3", "variant": "lambda-0", "options": options}
     suite = parse_suite({"name": "s", "title": "S", "entries": [ENTRY, variant]})
     _, cell = suite.cells(seeds=1)
@@ -93,7 +94,15 @@ def test_a_variant_is_a_preset_with_options():
     command = fit_command(cell, Path("here"))
     assert command[0] == "dreamer-v3/cartpole"
     assert "--model.lam=0.0" in command
+    assert "--model.latent=gaussian" in command
     assert '--model.loss_scales={"reward": 2.0}' in command
     assert parse_suite(suite.to_dict()) == suite
     with pytest.raises(UserError, match="has options but no variant"):
         parse_suite({"name": "s", "title": "S", "entries": [{**ENTRY, "options": options}]})
+
+
+def test_zoo_fit_takes_the_options_of_a_variant(tmp_path, capsys):
+    suite = load_suite("ablations")
+    (cell,) = (c for c in suite.cells(seeds=1) if c.preset == "gaussian-latents")
+    assert main(["fit", *fit_command(cell, tmp_path / "run"), "--print_config"]) == 0
+    assert "latent: gaussian" in capsys.readouterr().out
