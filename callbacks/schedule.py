@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from callbacks.counters import counters, counts_env_steps
 from callbacks.logger import RunLogger
 from datamodules.errors import UserError
+from zoo.evaluate import require_env
 
 
 class EveryEnvSteps(pl.Callback):
@@ -60,8 +61,8 @@ class EveryEnvSteps(pl.Callback):
         """Metrics by name. Called on rank zero, in `undisturbed`."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measures before the first update if asked to."""
-        data = getattr(trainer, "datamodule", None)
+        """Refuses another environment than that of recorded data; measures if asked to."""
+        data: Any = getattr(trainer, "datamodule", None)
         lacking = self.lacks(data)
         self._idle = bool(lacking)
         if lacking:
@@ -69,6 +70,8 @@ class EveryEnvSteps(pl.Callback):
                 f"{type(self).__name__} measures nothing: the {type(data).__name__} has not got "
                 f"{lacking}"
             )
+        else:
+            require_env(pl_module, data)  # now, for the first measurement may be hours away
         if self._measured < 0:
             self._measured = 0
             if self.at_start:

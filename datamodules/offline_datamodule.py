@@ -84,7 +84,7 @@ class OfflineDataModule(WriteBack, pl.LightningDataModule):
         cache: folder for memory-mapped copies of the data, for sets that do not fit into memory or
             take long to read; None reads into memory.
         env: the environment of the data, if it is to be played in for evaluation; training needs
-            none.
+            it only where the data does not describe its actions.
         action_repeat, time_limit, env_kwargs: of `env`, as for `EnvDataModule`.
 
     Raises:
@@ -159,7 +159,7 @@ class OfflineDataModule(WriteBack, pl.LightningDataModule):
 
     @property
     def spec(self) -> Spec:
-        """Observations and actions of the data; of the environment, if one is named."""
+        """Observations and actions of the data; `env` settles what it does not describe."""
         if self._spec is None:
             self._spec = self._source.spec
         return self._spec
@@ -393,10 +393,10 @@ class OfflineDataModule(WriteBack, pl.LightningDataModule):
 
     @property
     def _source(self) -> Source:
-        """The opened data, compared with the environment if there is one."""
+        """The opened data."""
         if self._opened is None:
             source = open_source(self.source, self.observations, self.size)
-            if self.env is not None:
+            if self.env is not None and source.inferred:
                 env = self.make_env()
                 spec = Spec.from_spaces(env.observation_space, env.action_space)
                 env.close()

@@ -73,6 +73,12 @@ class ActionSpec:
         """Length of the vector a network sees: one-hot parts, or the box scaled to [-1, 1]."""
         return sum(self.nvec) or len(self.low)
 
+    def agrees(self, other: ActionSpec) -> bool:
+        """Whether it is the same space, but for rounded bounds."""
+        if (self.kind, self.nvec, self.shape) != (other.kind, other.nvec, other.shape):
+            return False
+        return np.allclose([self.low, self.high], [other.low, other.high], 1e-5, 1e-5)
+
     def sample(self, rng: np.random.Generator) -> np.ndarray:
         """Draws one uniformly random action in the units of the environment."""
         if self.kind == "box":

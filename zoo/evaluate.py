@@ -7,7 +7,7 @@ Environments are stepped together, so that the policy answers one batch per step
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.envs.wrappers import DictObservation, env_name
 from datamodules.errors import UserError
 from datamodules.spec import Spec
 
@@ -64,17 +65,49 @@ def evaluate(
         seed: seeds the environments and the policy's noise.
         explore: sample actions rather than take the best.
         num_envs: most environments that live at once.
+
+    Raises:
+        UserError: another environment than the model was made for, or one that fails.
     """
     if episodes < 1 or num_envs < 1:
         raise ValueError(f"episodes ({episodes}) and num_envs ({num_envs}) must be at least 1")
     seeds = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence(seed).spawn(episodes)]
     envs = [make_env() for _ in range(min(num_envs, episodes))]
     try:
+        require_spaces(model, envs[0])
         with _apart(model, seed):
             return _play(model, envs, seeds, explore)
     finally:
         for env in envs:
             env.close()
+
+
+def require_spaces(model: Any, env: gym.Env) -> None:
+    """Refuses an environment without what the model looks at, or with other actions.
+
+    Raises:
+        UserError: names what the model and the environment have.
+    """
+    spec = Spec.from_spaces(env.observation_space, env.action_space)
+    seen = {key: spec.obs.get(key) for key in model.spec.obs}
+    if seen != dict(model.spec.obs) or not spec.action.agrees(model.spec.action):
+        name = env.name if isinstance(env, DictObservation) else env_name(env)
+        raise UserError(
+            f"the model was made for {model.spec}, but the environment {name} has {spec}: set "
+            "`env` to the one that its data comes from"
+        )
+
+
+def require_env(model: Any, data: Any) -> None:
+    """Refuses recorded data that is to be evaluated in another environment, see `require_spaces`.
+
+    Args:
+        model: what is evaluated.
+        data: its datamodule. One that counts env steps has played in its environment already.
+    """
+    if hasattr(data, "make_env") and not hasattr(data, "env_steps"):
+        with closing(data.make_env()) as env:
+            require_spaces(model, env)
 
 
 class _Episode:

@@ -97,10 +97,11 @@ class DictObservation(gym.Wrapper):
             self._single = IMAGE_KEY if _is_image(space) else VECTOR_KEY
             space = Dict({self._single: space})
         try:
-            self.spec_of_arrays = Spec.from_spaces(space, env.action_space)
+            Spec.from_spaces(space, env.action_space)
         except UserError as error:
             raise UserError(f"environment {self.name}: {error}") from None
         self.observation_space = Dict({k: _as_stored(sub) for k, sub in space.spaces.items()})
+        self.spec_of_arrays = Spec.from_spaces(self.observation_space, env.action_space)
         self._images = frozenset(self.spec_of_arrays.images)
 
     def reset(

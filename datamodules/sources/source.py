@@ -94,15 +94,11 @@ class Source(ABC):
             UserError: it does not: they belong to something else.
         """
         mine, theirs = self.spec.action, spec.action
-        fits = dict(self.spec.obs) == dict(spec.obs)
-        fits = fits and mine.kind == theirs.kind and mine.shape == theirs.shape
-        if fits and mine.kind == "box":
-            fits = self.inferred or _close(mine, theirs)
-        elif fits and self.inferred:  # a recording need not hold all actions
-            fits = all(np.array(mine.nvec) <= np.array(theirs.nvec))
-        elif fits:
-            fits = mine.nvec == theirs.nvec
-        if not fits:
+        fits = mine.agrees(theirs)
+        if self.inferred:  # a recording need not hold all actions
+            fits = mine.kind == theirs.kind and mine.shape == theirs.shape
+            fits = fits and all(np.array(mine.nvec) <= np.array(theirs.nvec))
+        if not fits or dict(self.spec.obs) != dict(spec.obs):
             raise UserError(
                 f"the data of {self.name} has {self.spec}, but {owner} has {spec}: they do not "
                 "belong together"
@@ -329,10 +325,3 @@ def _action(source: Source, where: str, value: np.ndarray, clip: bool) -> np.nda
             f"{mend or 'it belongs to another environment'}"
         )
     return np.clip(value, low, high)
-
-
-def _close(mine: ActionSpec, theirs: ActionSpec) -> bool:
-    """Whether two boxes have the same bounds, but for rounding."""
-    return np.allclose(mine.low, theirs.low, 1e-5, 1e-5) and np.allclose(
-        mine.high, theirs.high, 1e-5, 1e-5
-    )

@@ -89,6 +89,15 @@ def test_an_environment_that_is_named_is_played_in(tmp_path, walks):
     assert returns == [(4, best), (8, best)], "each update counts like an env step"
 
 
+def test_another_environment_is_refused_before_anything_is_learnt(tmp_path, walks):
+    learner, data = Reader(), OfflineDataModule(walks, env="CartPole-v1")
+    message = r"made for .*vector float32\[2\].*, but the environment CartPole-v1 has .*\[4\]"
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path, Evaluation(every_env_steps=4), Budget(updates=8)).fit(learner, data)
+    assert learner.updates == 0
+    fit(tmp_path / "only", data, Budget(updates=8))
+
+
 def test_a_budget_of_env_steps_would_not_end(tmp_path, walks):
     with pytest.raises(UserError, match="recorded data has none"):
         fit(tmp_path, OfflineDataModule(walks), Budget(env_steps=10))

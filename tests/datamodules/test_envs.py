@@ -15,6 +15,7 @@ from datamodules.envs import ActionRepeat, Resize, frames_per_step, make_env
 from datamodules.envs.wrappers import area_resize
 from datamodules.errors import MissingExtra, UserError
 from datamodules.spec import Spec
+from datamodules.workers import EnvPool, Transition
 
 EXTRAS = {"ale/": "ale_py", "ALE/": "ale_py", "Vizdoom": "vizdoom", "MiniGrid": "minigrid"}
 FAMILIES: list[tuple[str, dict[str, Any], set[str]]] = [
@@ -110,6 +111,9 @@ def test_float64_scalars_become_float32_of_shape_one() -> None:
     assert obs["vector"].shape == (1,)
     assert obs["vector"].dtype == np.float32
     assert env.observation_space["vector"].shape == (1,)
+    with EnvPool([partial(make_env, Countdown)]) as pool:
+        assert pool.spec == Spec.from_spaces(env.observation_space, env.action_space)
+        assert isinstance(pool.reset(0), Transition), "the pool compares with its spec"
 
 
 def test_observations_belong_to_the_caller() -> None:

@@ -292,6 +292,11 @@ class TestFitting:
         with pytest.raises(UserError, match="the environment CartPole-v1 has"):
             _ = OfflineDataModule(path, env="CartPole-v1").spec
 
+    def test_training_builds_no_environment(self, source: str) -> None:
+        data = OfflineDataModule(source, env=lambda: pytest.fail("it was built"))
+        assert data.spec == VECTORS
+        fit(Model(), data, 1)
+
     def test_without_an_environment_nothing_is_there_to_play_in(self, source: str) -> None:
         data = OfflineDataModule(source)
         assert not hasattr(data, "make_env")

@@ -1,6 +1,7 @@
-"""Makes `latent_models` importable by the tests of the recurrent state-space family."""
+"""Makes `latent_models`, and the `recordings` of the datamodules' tests, importable here."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "datamodules")]

@@ -6,16 +6,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from offline_standin import CartPoleContexts
+from recordings import memory, store_at
 from torch import Tensor
 
 import zoo
-from datamodules import EnvDataModule, EpisodeStore, OfflineDataModule
-from datamodules.sources.source import step_fields
+from datamodules import EnvDataModule, OfflineDataModule
 from datamodules.spec import ActionSpec, ArraySpec, Spec
 from zoo import registry
 from zoo.base import Imagined, ZooModel, capabilities
@@ -29,6 +27,7 @@ ACTIONS = {
     "box": ActionSpec("box", low=(-2.0, 0.0), high=(2.0, 1.0)),
     "multi_discrete": ActionSpec("multi_discrete", nvec=(2, 4)),
 }
+CARTPOLE = Spec({"vector": ArraySpec((4,), "float32")}, ActionSpec("discrete", nvec=(2,)))
 BATCH, STEPS = 2, 5
 MODELS = zoo.list_models()
 
@@ -140,10 +139,23 @@ class SaveAtEnd(pl.Callback):
         trainer.save_checkpoint(self.directory / "last.ckpt")
 
 
-def cartpole_data(model: ZooModel, directory: Path) -> pl.LightningDataModule:
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of random episodes like CartPole's; no environment is built."""
+    path = tmp_path_factory.mktemp("recording") / "data"
+    return str(store_at(path, memory(CARTPOLE, (7, 30, 3, 12))))
+
+
+def recorded_data(model: ZooModel, recording: str) -> OfflineDataModule:
+    """Sequences of the length that the model acts on, if it has one."""
+    length = getattr(model, "context", 4)
+    return OfflineDataModule(recording, batch_size=2, sequence_length=length)
+
+
+def cartpole_data(model: ZooModel, directory: Path, recording: str) -> pl.LightningDataModule:
     """CartPole, played or, for models that do not learn online, recorded."""
     if "online" not in registry.card(model.name).data:
-        return CartPoleContexts(count=4, batch_size=2)
+        return recorded_data(model, recording)
     return EnvDataModule(
         "CartPole-v1",
         num_envs=2,
@@ -156,12 +168,13 @@ def cartpole_data(model: ZooModel, directory: Path) -> pl.LightningDataModule:
 
 def fit(
     model: ZooModel,
+    data: pl.LightningDataModule,
     directory: Path,
     updates: int = 2,
     resume: Path | None = None,
     **options: Any,
 ) -> pl.Trainer:
-    """A few updates on CartPole."""
+    """A few updates."""
     trainer = pl.Trainer(
         max_steps=updates,
         accelerator="cpu",
@@ -173,7 +186,6 @@ def fit(
         callbacks=[SaveAtEnd(directory)],
         **options,
     )
-    data = cartpole_data(model, directory)
     trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer
 
@@ -182,8 +194,7 @@ def cartpole(name: str) -> ZooModel:
     card = registry.card(name)
     if not {"online", "offline"} & set(card.data) or "vector" not in card.observations:
         pytest.skip("does not learn from vector environments")
-    obs = {"vector": ArraySpec((4,), "float32")}
-    return build(name, Spec(obs, ActionSpec("discrete", nvec=(2,))))
+    return build(name, CARTPOLE)
 
 
 @every_spec
@@ -295,10 +306,11 @@ def test_encoder_and_replay_latents(name: str, spec: Spec) -> None:
 
 @every_model
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_fits(name: str, precision: Any, tmp_path: Path) -> None:
+def test_fits(name: str, precision: Any, recording: str, tmp_path: Path) -> None:
     model = cartpole(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    trainer = fit(model, tmp_path, precision=precision)
+    data = cartpole_data(model, tmp_path, recording)
+    trainer = fit(model, data, tmp_path, precision=precision)
     assert model.updates == trainer.global_step == 2
     assert model.env_steps >= 16 or "online" not in registry.card(name).data
     assert trainer.logged_metrics["train/loss"].isfinite()
@@ -307,49 +319,23 @@ def test_fits(name: str, precision: Any, tmp_path: Path) -> None:
     assert any(not torch.equal(before[key], value) for key, value in after.items())
 
 
-def recorded(folder: Path) -> Path:
-    """A store of six random episodes of 7 actions like CartPole's; no environment is built."""
-    spec = Spec({"vector": ArraySpec((4,), "float32")}, ActionSpec("discrete", nvec=(2,)))
-    rng = np.random.default_rng(0)
-    attributes = {"spec": spec.to_dict()}
-    with EpisodeStore.create(folder, step_fields(spec), attributes=attributes) as store:
-        for t in np.tile(np.arange(8), 6):
-            step = {
-                "obs/vector": rng.normal(size=4).astype(np.float32),
-                "action": np.int64(rng.integers(2) if t < 7 else 0),
-                "reward": np.float32(t > 0),
-                "is_first": np.bool_(t == 0),
-                "is_last": np.bool_(t == 7),
-                "is_terminal": np.bool_(t == 7),
-            }
-            store.append(0, {key: np.asarray(value) for key, value in step.items()})
-    return folder
-
-
 @every_model
-def test_fits_offline_without_an_environment_and_resumes(name: str, tmp_path: Path) -> None:
-    card = registry.card(name)
-    if "offline" not in card.data or "vector" not in card.observations:
-        pytest.skip("does not learn from recorded vectors")
-    source = str(recorded(tmp_path / "data"))
-    options: dict[str, Any] = {
-        "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False,
-    }  # fmt: skip
+def test_fits_offline_without_an_environment_and_resumes(
+    name: str, recording: str, tmp_path: Path
+) -> None:
+    if "offline" not in registry.card(name).data:
+        pytest.skip("does not learn from recorded data")
 
-    def run(steps: int, checkpoint: Path | None = None) -> ZooModel:
-        spec = OfflineDataModule(source).spec
-        model = build(name, spec)
-        length = getattr(model, "context", 4)  # what the windows of Decision Transformer hold
-        data = OfflineDataModule(source, batch_size=2, sequence_length=length)
-        trainer = pl.Trainer(max_steps=steps, **options)
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+    def run(folder: str, updates: int, resume: Path | None = None) -> ZooModel:
+        model = cartpole(name)
+        fit(model, recorded_data(model, recording), tmp_path / folder, updates, resume)
         return model
 
-    run(2)
-    resumed, whole = run(4, tmp_path / "2.ckpt"), run(4)
-    assert whole.updates == 4
+    whole = run("whole", 5)
+    run("part", 3)
+    torch.rand(7)  # what happens to run between does not matter
+    resumed = run("rest", 5, resume=tmp_path / "part" / "last.ckpt")
+    assert whole.updates == 5
     assert whole.env_steps == 0
     for key, value in whole.state_dict().items():
         assert value.isfinite().all(), key
@@ -357,23 +343,9 @@ def test_fits_offline_without_an_environment_and_resumes(name: str, tmp_path: Pa
 
 
 @every_model
-def test_a_resumed_fit_of_recorded_data_is_the_same(name: str, tmp_path: Path) -> None:
-    if "online" in registry.card(name).data:
-        pytest.skip("tests/system/test_resume.py kills and resumes runs of these")
-    once, twice, again = (cartpole(name) for _ in range(3))
-    fit(once, tmp_path / "once", updates=5)
-    fit(twice, tmp_path / "twice", updates=3)
-    torch.rand(7)  # what happens to run between does not matter
-    fit(again, tmp_path / "again", updates=5, resume=tmp_path / "twice" / "last.ckpt")
-    theirs = again.state_dict()
-    for key, value in once.state_dict().items():
-        assert torch.equal(value, theirs[key]), key
-
-
-@every_model
-def test_checkpoints_load_as_plain_weights(name: str, tmp_path: Path) -> None:
+def test_checkpoints_load_as_plain_weights(name: str, recording: str, tmp_path: Path) -> None:
     model = cartpole(name)
-    fit(model, tmp_path)
+    fit(model, cartpole_data(model, tmp_path, recording), tmp_path)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["zoo"]["model"] == name
     loaded = zoo.load(tmp_path / "last.ckpt")

@@ -93,6 +93,38 @@ def test_a_policy_that_wants_to_hears_what_it_earned() -> None:
     assert result.returns == tuple(float(n) for n in result.lengths)
 
 
+@pytest.mark.parametrize(
+    ("observations", "actions", "fits"),
+    [
+        ({"vector": 1}, gym.spaces.Discrete(1000), True),
+        ({"vector": 1, "unseen": 7}, gym.spaces.Discrete(1000), True),
+        ({"vector": 2}, gym.spaces.Discrete(1000), False),
+        ({"position": 1}, gym.spaces.Discrete(1000), False),
+        ({"vector": 1}, gym.spaces.Discrete(999), False),
+        ({"vector": 1}, gym.spaces.Box(-1, 1, (1,)), False),
+    ],
+)
+def test_another_environment_is_refused(observations, actions, fits: bool) -> None:
+    class Other(Counting):
+        observation_space = gym.spaces.Dict(
+            {key: gym.spaces.Box(-1, 1, (size,)) for key, size in observations.items()}
+        )
+        action_space = actions
+
+    if fits:
+        assert evaluate(Counter(), Other, episodes=2, seed=0) == evaluate(Counter(), Counting, 2, 0)
+    else:
+        with pytest.raises(UserError, match=r"made for .*\[1000\], but the environment Other has "):
+            evaluate(Counter(), Other, episodes=2, seed=0)
+    assert Counting.open == 0
+
+
+@pytest.mark.parametrize(("high", "fits"), [(2 / 3, True), (1.0, False)])
+def test_bounds_of_actions_may_be_rounded(high: float, fits: bool) -> None:
+    ours, theirs = (ActionSpec("box", low=(-1.0,), high=(b,)) for b in (0.6666667, high))
+    assert ours.agrees(theirs) == fits
+
+
 def test_exploring_is_passed_on() -> None:
     assert evaluate(Counter(), Counting, 5, 0, explore=True).return_mean == 0.0
 
@@ -139,6 +171,8 @@ def test_box_actions_arrive_as_arrays() -> None:
             return super().step(int(action[0] * 0))
 
     class Still(Counter):
+        spec = Spec(SPEC.obs, ActionSpec("box", low=(-1.0, -1.0), high=(1.0, 1.0)))
+
         def act(self, obs, state, *, explore: bool):
             return torch.zeros(len(state["t"]), 2), state
 

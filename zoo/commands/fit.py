@@ -46,6 +46,7 @@ POINTLESS_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*your dataloader is not resumable.*",  # the datamodule is
+    ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # models check their batches
     ".*passed in a `val_dataloader` but have no `validation_step`.*",  # callbacks look at it
 )
 
@@ -183,6 +184,7 @@ def _train(plan: Plan, lightning_options: list[str]) -> int:
 
     # Imported here: they take seconds, and a mistake in the options should show at once.
     from zoo.commands.lightning import build
+    from zoo.evaluate import require_env
 
     _quiet()
     cli = build(plan.config, lightning_options)
@@ -192,6 +194,9 @@ def _train(plan: Plan, lightning_options: list[str]) -> int:
     weights = cli.config.zoo.weights
     if weights is not None and plan.resume is None:
         load_weights(cli.model, weights)
+    callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    if any(hasattr(callback, "measure") for callback in callbacks):
+        require_env(cli.model, cli.datamodule)
     directory = Path(cli.trainer.default_root_dir)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         _prepare(directory, fresh=plan.resume is None)

@@ -159,11 +159,6 @@ class DecisionTransformer(
                 f"decision-transformer learns from recorded data, and a {type(data).__name__} has "
                 "none: use OfflineDataModule(source=...)"
             )
-        if data.spec != self.spec:
-            raise UserError(
-                f"these weights are for another environment: they take {self.spec}, and the data "
-                f"has {data.spec}"
-            )
         if data.sequence_length != self.context:
             raise UserError(
                 f"the data has contexts of {data.sequence_length} steps and the model acts on "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from offline_standin import CartPoleContexts, Contexts, Episode
+from recordings import Memory, recorded, store_at
 from torch import Tensor
 
 import zoo.decision_transformer.module
-from datamodules import EnvDataModule
+from datamodules import EnvDataModule, OfflineDataModule
 from datamodules.errors import UserError
 from datamodules.spec import ActionSpec, ArraySpec, Spec
 from zoo.decision_transformer.module import SIZES, DecisionTransformer, schedule
@@ -457,43 +458,89 @@ def fit(model: DecisionTransformer, data: Any, steps: int = 2, **options: Any) -
     return trainer
 
 
-def recorded(spec: Spec, length: int = 8, scale: float = 1.0, **options: Any) -> Contexts:
-    rng = np.random.default_rng(0)
-    episodes = [
-        Episode(
-            {
-                key: rng.normal(3.0, scale, (length, *a.shape)).astype("float32")
-                for key, a in spec.obs.items()
-            },
-            np.stack([spec.action.sample(rng) for _ in range(length)]),
-            np.full(length, reward, np.float32),
-        )
-        for reward in (1.0, 2.0)
-    ]
-    return Contexts(episodes, spec, sequence_length=K, **options)
+Record = Callable[..., str]
 
 
-def test_statistics_of_the_data_are_kept_with_the_weights() -> None:
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """Records random episodes that earn given rewards, into a store."""
+
+    def at(spec: Spec, rewards: Sequence[Sequence[float]], scale: float = 1.0) -> str:
+        episodes = []
+        for episode, given in zip(recorded(spec, [len(r) for r in rewards]), rewards, strict=True):
+            obs = {key: 3 + scale * value for key, value in episode.obs.items()}
+            episodes.append(episode._replace(obs=obs, reward=np.array(given, np.float32)))
+        return str(store_at(tmp_path_factory.mktemp("data") / "store", Memory(spec, episodes)))
+
+    return at
+
+
+@pytest.fixture(scope="module")
+def source(record: Record) -> str:
+    """Two episodes of 8 steps, which earn 1 and 2 each time."""
+    return record(spec(), ([1.0] * 8, [2.0] * 8))
+
+
+def test_statistics_of_the_data_are_kept_with_the_weights(record: Record) -> None:
     model = build(spec())
-    data = recorded(spec(), scale=2.0)
+    data = OfflineDataModule(record(spec(), ([1.0] * 8, [2.0] * 8), 2.0), sequence_length=K)
     fit(model, data)
     mean, std = data.statistics["vector"]
     assert torch.equal(model.tokens.obs_mean, mean)
     assert torch.equal(model.tokens.obs_std, std)
     assert model.target_return == 16.0
-    fit(model, recorded(spec(), scale=9.0))  # fine-tuned: the network goes on with its scale
+    other = OfflineDataModule(record(spec(), ([3.0] * 8,), 9.0), sequence_length=K)
+    fit(model, other)  # fine-tuned: the network goes on with its scale
+    assert not torch.equal(other.statistics["vector"][1], std)
     assert torch.equal(model.tokens.obs_std, std)
 
 
-def test_data_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match=r"for another environment: .* and the data has .*\[7\]"):
-        fit(build(spec()), recorded(Spec({"vector": ArraySpec((7,), "float32")}, BOX)))
+def test_playing_a_recorded_episode_is_what_is_trained_on(record: Record) -> None:
+    """Asked for what an episode got, acting hears of each reward where the data counts it off."""
+    rewards = [1.0, 20.0, -3.0, 40.0], [5.0, 0.5, 70.0, 8.0, -9.0, 11.0]
+    data = OfflineDataModule(record(spec(), rewards), sequence_length=K)
+    model, batches = build(spec()), []
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, i: int) -> None:
+            batches.append(batch)
+
+    fit(model, data, steps=1, callbacks=[Keep()])
+    obs, action = (torch.from_numpy(data.episodes.arrays[k]) for k in ("obs/vector", "action"))
+    to_go, predicted = torch.zeros(len(obs)), torch.zeros(len(obs), 3)
+    model.eval()
+    for start, earned, target in zip(data.episodes.starts, rewards, data.returns, strict=False):
+        model.target_return = float(target)
+        state = model.initial_state(1)
+        for row, reward in enumerate([0.0, *earned[:-1]], start):
+            state = model.rewarded(state, torch.tensor([reward]))
+            _, state = model.act({"vector": obs[row, None]}, state, explore=False)
+            to_go[row], predicted[row] = state["return_to_go"], state["action"]
+            state["action"] = model.actions.encode(action[row, None])
+
+    (batch,) = batches
+    valid, row_of = batch["mask"], {value: row for row, value in enumerate(obs[:, 0].tolist())}
+    rows = [row_of[value] for value in batch["obs"]["vector"][valid][:, 0].tolist()]
+    assert set(rows) == {0, 1, 2, 3, 5, 6, 7, 8, 9, 10}, "all but the last observations"
+    torch.testing.assert_close(batch["return_to_go"][valid], to_go[rows])
+    output: Any = model.predict(batch)
+    torch.testing.assert_close(output.pred()[valid], predicted[rows], rtol=1e-4, atol=1e-5)
+    error = predicted[rows] - model.actions.encode(action[rows])
+    torch.testing.assert_close(model.training_step(batch, 0), error.square().mean())
+
+
+def test_data_that_does_not_fit_is_refused(record: Record, source: str) -> None:
+    wide = record(Spec({"vector": ArraySpec((7,), "float32")}, BOX), ([1.0] * 8,))
+    with pytest.raises(UserError, match=r"has .*\[7\].* but the model has .*\[5\]"):
+        fit(build(spec()), OfflineDataModule(wide, sequence_length=K))
     with pytest.raises(UserError, match=r"contexts of 6 steps and the model acts on 9: set --data"):
-        fit(build(spec(), context=9), recorded(spec()))
+        fit(build(spec(), context=9), OfflineDataModule(source, sequence_length=K))
+    long = OfflineDataModule(record(spec(), ([1.0] * 70,)), batch_size=400, sequence_length=K)
     with pytest.raises(UserError, match=r"a step 69 \(from 0\), but max_timestep is 60"):
-        fit(build(spec()), recorded(spec(), length=70, batch_size=400))
+        fit(build(spec()), long)
+    played = EnvDataModule("CartPole-v1")
     with pytest.raises(UserError, match="learns from recorded data, and a EnvDataModule has none"):
-        fit(build(CartPoleContexts(2).spec), EnvDataModule("CartPole-v1"))
+        fit(build(played.spec), played)
     with pytest.raises(UserError, match=r"contexts of 8 steps, the model of 6"):
         build(spec()).predict(contexts(spec(), steps=8))
 
@@ -508,7 +555,7 @@ def test_schedules() -> None:
     assert schedule(10, 2, 10) == schedule(99, 2, 10) == 0.1
 
 
-def test_the_learning_rate_warms_up_and_gradients_are_clipped() -> None:
+def test_the_learning_rate_warms_up_and_gradients_are_clipped(source: str) -> None:
     model = build(spec(), lr=0.5, warmup=4, weight_decay=0.0, clip=0.01)
     norms, rates = [], []
 
@@ -521,7 +568,8 @@ def test_the_learning_rate_warms_up_and_gradients_are_clipped() -> None:
         def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    fit(model, recorded(spec()), steps=6, callbacks=[Watch()])
+    data = OfflineDataModule(source, sequence_length=K)
+    fit(model, data, steps=6, callbacks=[Watch()])
     assert rates == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5])
     assert norms
     assert max(norms) <= 0.0101
