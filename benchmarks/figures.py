@@ -13,7 +13,7 @@ def draw_figures(summary: Summary) -> dict[str, str]:
         name = slug(task)
         figures[f"{name}-scores"] = _score_chart(summary, task)
         for axis, label in (
-            ("env_steps", "env steps"),
+            _experience(summary, task),
             ("wall_s", "seconds of training"),
         ):
             chart = _curve_chart(summary, task, axis, label)
@@ -24,6 +24,14 @@ def draw_figures(summary: Summary) -> dict[str, str]:
             figures[f"{name}-open-loop"] = errors
     profile = _profile_chart(summary)
     return {**figures, "performance-profile": profile} if profile else figures
+
+
+def _experience(summary: Summary, task: str) -> tuple[str, str]:
+    """Axis of the learning curves and its label: updates where all learn from recorded data."""
+    curves = [curve for score in summary.scores if score.task == task for curve in score.curves]
+    if curves and not any(curve.env_steps.any() for curve in curves):
+        return "updates", "updates"
+    return "env_steps", "env steps"
 
 
 def _score_chart(summary: Summary, task: str) -> str:

@@ -26,6 +26,7 @@ from benchmarks.tables import (
 
 _CAPTIONS = {
     "env-steps": "Return against experience.",
+    "updates": "Return against updates: all learn from recorded data.",
     "wall-s": "Return against time.",
     "open-loop": "Error of dreams with recorded actions over that of copying the last "
     "observation; below 1 the dream is better.",

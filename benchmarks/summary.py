@@ -29,6 +29,7 @@ class Curve:
     """Evaluations of one run during its training, each `(points,)`; `wall_s` None if unknown."""
 
     env_steps: Floats
+    updates: Floats
     wall_s: Floats | None
     value: Floats
 
@@ -94,7 +95,7 @@ class Score:
         Runs are interpolated between their evaluations, over the range that all of them cover.
 
         Args:
-            axis: `env_steps` or `wall_s`.
+            axis: `env_steps`, `updates` or `wall_s`.
         """
         runs = [(getattr(curve, axis), curve.value) for curve in self.curves]
         if not runs or any(x is None for x, _ in runs):
@@ -239,6 +240,7 @@ def _curve(rows: Sequence[Row]) -> Curve:
     walls = [row.wall_s for row in rows]
     return Curve(
         env_steps=np.array([row.env_steps for row in rows], dtype=np.float64),
+        updates=np.array([row.updates for row in rows], dtype=np.float64),
         wall_s=None if None in walls else np.array(walls, dtype=np.float64),
         value=np.array([row.value for row in rows]),
     )

@@ -1,5 +1,6 @@
 import base64
 import csv
+import json
 import re
 from html.parser import HTMLParser
 
@@ -194,6 +195,18 @@ def test_curves_end_where_the_shortest_run_does(results):
     assert (band.value <= band.high).all()
     (chance,) = (score for score in Summary(results).scores if score.model == "random")
     assert chance.mean_curve("env_steps") is None
+
+
+def test_models_of_recorded_data_are_drawn_against_updates(results):
+    for path in results.glob("cells/*/*/*/result.json"):
+        cell = json.loads(path.read_text())
+        cell["rows"] = [{**row, "env_steps": 0} for row in cell["rows"]]
+        path.write_text(json.dumps(cell))
+    write_report(results)
+    names = {path.stem for path in (results / "figures").iterdir()}
+    assert "cartpole-v1-updates" in names
+    assert "cartpole-v1-env-steps" not in names
+    assert "Return against updates" in (results / "report.html").read_text()
 
 
 def test_an_empty_folder_is_a_mistake(tmp_path):
