@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import UserError
-from datamodules.files import naming
+from datamodules.files import alone_in, naming
 from datamodules.sources.source import Source, fingerprint, said, step_fields, steps
 
 INDEX = "index.json"
@@ -60,29 +59,12 @@ class Episodes:
             return cls._read(source, clip, lambda key, shape, dtype: np.empty(shape, dtype))
         mark = fingerprint(source, clip=clip)
         folder = Path(cache) / f"{zlib.crc32(mark.encode()):08x}"
-        found = cls._mapped(source.name, folder, mark)
-        if found is not None:
-            return found
         with naming(folder):
             Path(cache).mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(dir=cache, prefix=".writing-"))
-        try:
-            with naming(folder):
-                read = cls._read(source, clip, _mapped_in(fresh))
-                index = {"mark": mark, "starts": read.starts.tolist(), "notes": read.notes}
-                index["keys"] = list(read.arrays)
-                (fresh / INDEX).write_text(json.dumps(index))
-                shutil.rmtree(folder, ignore_errors=True)
-                # Another rank may have been faster: then its files are as good.
-                if not folder.exists():
-                    fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-        found = cls._mapped(source.name, folder, mark)
-        if found is None:
-            raise UserError(f"the cache in '{cache}' cannot be read back: name another folder")
-        found.notes = read.notes
-        return found
+        # Ranks begin together: the first writes, the others find its files.
+        with alone_in(Path(cache)):
+            found = cls._mapped(source.name, folder, mark)
+            return cls._written(source, clip, folder, mark) if found is None else found
 
     @property
     def num_episodes(self) -> int:
@@ -118,6 +100,29 @@ class Episodes:
                     )
                 arrays[key][rows] = value
         return cls(source.name, arrays, starts, said(source))
+
+    @classmethod
+    def _written(cls, source: Source, clip: bool, folder: Path, mark: str) -> Episodes:
+        """Reads a source into a cache; what a killed or failed writer left is removed."""
+        fresh = folder.with_suffix(".writing")
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            with naming(folder):
+                fresh.mkdir()
+                read = cls._read(source, clip, _mapped_in(fresh))
+                index = {"mark": mark, "starts": read.starts.tolist(), "notes": read.notes}
+                index["keys"] = list(read.arrays)
+                (fresh / INDEX).write_text(json.dumps(index))
+                # A folder in use stays readable to those that have mapped it.
+                shutil.rmtree(folder, ignore_errors=True)
+                fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        found = cls._mapped(source.name, folder, mark)
+        if found is None:
+            raise UserError(f"the cache in '{folder}' cannot be read back: name another folder")
+        found.notes = read.notes
+        return found
 
     @classmethod
     def _mapped(cls, name: str, folder: Path, mark: str) -> Episodes | None:

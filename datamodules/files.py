@@ -105,6 +105,19 @@ def naming(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Lets one process at a time into a block; the others wait. A killed one lets the next in."""
+    with naming(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with naming(folder):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class WriterLock:
     """Says that one object writes to a store.
 

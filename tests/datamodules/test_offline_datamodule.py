@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -353,6 +355,37 @@ class TestCache:
         (folder / "reward.npy").write_bytes(b"")
         assert torch.equal(OfflineDataModule(source, cache=str(cache)).returns, expected)
         assert [p.name for p in cache.iterdir()] == [folder.name]
+
+    def test_processes_that_begin_together_share_one_reading(
+        self, source: str, tmp_path: Path
+    ) -> None:
+        cache = tmp_path / "cache"
+        # Each process tells which file it maps: all the same one, though none was there before.
+        code = (
+            "import os, sys; from datamodules.episodes import Episodes;"
+            "from datamodules.sources.opening import open_source;"
+            "print('ready', flush=True); sys.stdin.readline();"
+            "found = Episodes.load(open_source(sys.argv[1]), cache=sys.argv[2]);"
+            "print(os.stat(found.arrays['reward'].base.filename).st_ino)"
+        )
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, source, str(cache)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(4)
+        ]
+        for process in started:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        told = [process.communicate(timeout=100)[0] for process in started]
+        (folder,) = cache.iterdir()
+        assert told == [f"{(folder / 'reward.npy').stat().st_ino}\n"] * 4
 
     def test_bad_data_leaves_nothing_behind(self, tmp_path: Path) -> None:
         bad = memory()
