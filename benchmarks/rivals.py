@@ -119,7 +119,7 @@ def main() -> None:
     else:
         time, other = median_ms(mine, rival, repeats=repeats)
         print(f"training step {time:.1f} ms, transformers {other:.1f} ms: {time / other:.2f} of it")
-    for rows in (1, 4, 16):
+    for rows in (1, 4, 16, 64):
         time, other = (t / 10 for t in median_ms(*acting(rows), repeats=repeats))
         print(f"{rows} actions {time:.2f} ms, read anew {other:.2f} ms: {other / time:.1f} times")
 
