@@ -59,8 +59,6 @@ class Episodes:
             return cls._read(source, clip, lambda key, shape, dtype: np.empty(shape, dtype))
         mark = fingerprint(source, clip=clip)
         folder = Path(cache) / f"{zlib.crc32(mark.encode()):08x}"
-        with naming(folder):
-            Path(cache).mkdir(parents=True, exist_ok=True)
         # Ranks begin together: the first writes, the others find its files.
         with alone_in(Path(cache)):
             found = cls._mapped(source.name, folder, mark)

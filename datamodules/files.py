@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator
@@ -107,12 +108,20 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Lets one process at a time into a block; the others wait. A killed one lets the next in."""
+    """Lets one process at a time into a block; the others say that they wait.
+
+    A killed one lets the next in.
+    """
     with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     try:
         with naming(folder):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"zoo: waiting for another process to fill '{folder}'", file=sys.stderr)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

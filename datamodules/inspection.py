@@ -13,6 +13,7 @@ from datamodules.errors import UserError
 from datamodules.sources.opening import kind_of
 from datamodules.sources.source import Joined, Source, said, steps
 from datamodules.sources.stores import StoreSource
+from datamodules.sources.video_files import as_rgb
 
 BINS = 10
 MOST_PROBLEMS = 20
@@ -24,24 +25,27 @@ def describe(source: Source) -> dict[str, Any]:
     Returns:
         `name`, `kind`, `env`, `policies` (returns of each, where a store knows who acted), `spec`
         (and `spec_text`), `episodes`, `steps` (actions), `terminal` (episodes that the task ended),
-        `length` and `return` (`mean`, `std`, `min`, `max`), `histogram` of the returns (`edges`,
-        `counts`), `bytes` on disk, `checksums` ("ok", "damaged", or "none" where the format has
-        none), `notes`, and `problems`: one sentence for each episode that cannot be used.
+        `length` and `return` (`mean`, `std`, `min`, `max`; none of video), `histogram` of the
+        returns (`edges`, `counts`), `images` (shape of each), `fps` (as `length`), `bytes` on disk,
+        `original_bytes` of what was decoded into a store, `checksums` ("ok", "damaged", or "none"
+        where the format has none), `notes`, and `problems`: one sentence for each episode that
+        cannot be used.
     """
-    problems = []
+    problems = [sentence for part in _parts(source) for sentence in getattr(part, "broken", [])]
     returns, terminal, good = [], 0, []
     for episode in range(source.num_episodes):
         try:
             found = steps(source, episode)
         except UserError as error:
             problems.append(str(error))
-            if len(problems) == MOST_PROBLEMS:
+            if len(problems) >= MOST_PROBLEMS:
                 problems.append("and maybe more: the rest was not read")
                 break
             continue
-        good.append(episode)
-        returns.append(float(found["reward"].sum(dtype=np.float64)))
         terminal += int(found["is_terminal"][-1])
+        if "reward" in found:
+            good.append(episode)
+            returns.append(float(found["reward"].sum(dtype=np.float64)))
     about: dict[str, Any] = {
         "name": source.name,
         "kind": kind_of(source),
@@ -55,6 +59,9 @@ def describe(source: Source) -> dict[str, Any]:
         "length": _moments(source.lengths),
         "return": _moments(np.array(returns)),
         "histogram": _histogram(np.array(returns)),
+        "images": {key: list(source.spec.obs[key].shape) for key in source.spec.images},
+        "fps": {} if source.fps is None else _moments(source.fps[np.isfinite(source.fps)]),
+        "original_bytes": sum(getattr(part, "original", 0) for part in _parts(source)),
         "bytes": sum(_on_disk(file) for file in _all_files(source)),
         "notes": said(source),
         "problems": problems,
@@ -77,7 +84,7 @@ def preview(source: Source, rows: int = 4, columns: int = 8) -> np.ndarray:
     for episode in np.unique(chosen):
         images = steps(source, int(episode))[f"obs/{keys[0]}"]
         some = images[np.linspace(0, len(images) - 1, columns).astype(int)]
-        lines.append(np.concatenate([_rgb(image) for image in some], 1))
+        lines.append(np.concatenate(list(as_rgb(some)), 1))
     return np.concatenate(lines, 0)
 
 
@@ -130,8 +137,7 @@ def _histogram(returns: np.ndarray) -> dict[str, list[float]]:
 
 def _checksums(source: Source, problems: list[str]) -> str:
     """Checks every byte of stores, and adds what is wrong to the problems."""
-    parts = source.parts if isinstance(source, Joined) else [source]
-    stores = [part for part in parts if isinstance(part, StoreSource)]
+    stores = [part for part in _parts(source) if isinstance(part, StoreSource)]
     state = "ok" if stores else "none"
     for part in stores:
         try:
@@ -143,11 +149,14 @@ def _checksums(source: Source, problems: list[str]) -> str:
     return state
 
 
+def _parts(source: Source) -> list[Source]:
+    return source.parts if isinstance(source, Joined) else [source]
+
+
 def _all_files(source: Source) -> list[Path]:
     """With the chunks, which `files` leaves to the journal."""
-    parts = source.parts if isinstance(source, Joined) else [source]
     files: list[Path] = []
-    for part in parts:
+    for part in _parts(source):
         if isinstance(part, StoreSource):
             files += [path for path in part.path.rglob("*") if path.is_file()]
         else:
@@ -159,8 +168,3 @@ def _on_disk(file: Path) -> int:
     """Bytes that a file takes: the chunks of a store have holes until they are full."""
     state = file.stat()
     return min(state.st_size, 512 * getattr(state, "st_blocks", 1 << 40))
-
-
-def _rgb(image: np.ndarray) -> np.ndarray:
-    """(H, W, 1), (H, W, 3) or (H, W, 4) as (H, W, 3); of stacked frames the first."""
-    return image[..., :3] if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, -1)

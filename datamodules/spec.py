@@ -18,6 +18,7 @@ from datamodules.errors import UserError
 
 IMAGE_KEY = "image"
 VECTOR_KEY = "vector"
+CHANNELS = (1, 2, 3, 4)  # that an image can have
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Spec:
     """
 
     obs: Mapping[str, ArraySpec]
-    action: ActionSpec
+    # None for video without actions; models that need some refuse it when they are built.
+    action: ActionSpec = None  # type: ignore[assignment]
 
     @classmethod
     def from_spaces(cls, observation_space: gym.Space, action_space: gym.Space) -> Spec:
@@ -118,8 +120,10 @@ class Spec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
-        action = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.action).items()}
         obs = {k: {"shape": list(v.shape), "dtype": v.dtype} for k, v in self.obs.items()}
+        if self.action is None:
+            return {"obs": obs, "action": None}
+        action = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.action).items()}
         return {"obs": obs, "action": action}
 
     @classmethod
@@ -127,6 +131,8 @@ class Spec:
         """The inverse of `to_dict`."""
         obs = {k: ArraySpec(tuple(v["shape"]), v["dtype"]) for k, v in data["obs"].items()}
         action = data["action"]
+        if action is None:
+            return cls(obs)
         parts = {k: tuple(action[k]) for k in ("nvec", "low", "high")}
         return cls(obs, ActionSpec(action["kind"], **parts))
 
@@ -143,6 +149,8 @@ class Spec:
     def __str__(self) -> str:
         obs = ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in self.obs.items())
         act = self.action
+        if act is None:
+            return f"observations {obs}; no actions"
         box = f"{len(act.low)} in [{min(act.low)}, {max(act.high)}]" if act.low else ""
         size = list(act.nvec) if act.nvec else box
         return f"observations {obs}; {act.kind} action {size}"
@@ -173,7 +181,7 @@ def _array(name: str, space: gym.Space) -> ArraySpec:
         )
     shape = tuple(int(n) for n in space.shape)
     if space.dtype == np.uint8 and len(shape) == 3:
-        if shape[-1] not in (1, 3, 4):
+        if shape[-1] not in CHANNELS:
             raise UserError(
                 f"{name} is an image of shape {shape}, but channels come last here: wrap the "
                 "environment in gymnasium.wrappers.TransformObservation with a transpose"

@@ -1,18 +1,9 @@
-"""One environment of a pool: in this process, or in a worker process of its own.
-
-A worker is a plain Python process that imports this module, not the user's script: a script needs
-no `__main__` guard, and a worker never outlives its parent.
-"""
+"""One environment of a pool: in this process, or in a worker process of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
 import subprocess
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -25,6 +16,7 @@ import numpy as np
 
 from datamodules.envs.wrappers import DictObservation
 from datamodules.errors import UserError
+from datamodules.processes import epitaph, start_worker
 from datamodules.spec import Spec
 
 CLOSE_SECONDS = 5.0  # how long environments may take to close before their processes are killed
@@ -148,21 +140,7 @@ class ProcessSlot:
                 f"environment {index} cannot be sent to a worker process ({_describe(error)}): use "
                 "workers='sync', or build what it needs inside the callable"
             ) from error
-        # Not multiprocessing: that would run the user's script again in every worker.
-        ours, theirs = socket.socketpair()
-        with theirs:
-            program = (
-                f"import sys; sys.path[:] = {sys.path!r}\n"
-                "from datamodules.envs.slots import serve\n"
-                f"serve({theirs.fileno()}, {os.getpid()})"
-            )
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", program],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is the parent's business
-            )
-        self._connection = Connection(ours.detach())
+        self._process, self._connection = start_worker("datamodules.envs.slots:serve")
         with contextlib.suppress(OSError):  # it died: `ready` says so
             self._connection.send_bytes(pickled)
 
@@ -216,14 +194,7 @@ class ProcessSlot:
 
     def _epitaph(self) -> str:
         """How the worker ended, for people."""
-        try:
-            code = self._process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._kill()
-            return "its worker process closed its connection"
-        if code >= 0:
-            return f"its worker process exited with code {code}"
-        return f"its worker process was killed by {signal.Signals(-code).name}"
+        return epitaph(self._process, CLOSE_SECONDS)
 
     def _kill(self) -> None:
         self._process.kill()
@@ -238,11 +209,8 @@ class _Raised(NamedTuple):
     user_error: UserError | None = None
 
 
-def serve(descriptor: int, parent: int) -> None:
+def serve(connection: Connection) -> None:
     """A worker process: builds one environment and answers commands until its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with, args=[parent], daemon=True).start()
-    connection = Connection(descriptor)
     env: DictObservation | None = None
     try:
         env = _build(cloudpickle.loads(connection.recv_bytes()))
@@ -261,13 +229,6 @@ def serve(descriptor: int, parent: int) -> None:
         if env is not None:
             with contextlib.suppress(Exception):
                 env.close()
-
-
-def _die_with(parent: int) -> None:
-    """Ends this process when its parent is gone, even while the environment hangs."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 def _build(env_fn: EnvFn) -> DictObservation:

@@ -6,7 +6,6 @@ the door between Gymnasium's spaces and our `Spec`, and always the outermost wra
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -14,6 +13,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 from datamodules.errors import UserError
+from datamodules.resizing import area_resize
 from datamodules.spec import IMAGE_KEY, VECTOR_KEY, Spec
 
 StepResult = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
@@ -150,28 +150,6 @@ def env_name(env: gym.Env) -> str:
     """The registered id of an environment, or the name of its class."""
     spec = env.unwrapped.spec
     return spec.id if spec is not None else type(env.unwrapped).__name__
-
-
-def area_resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Averages a uint8 image (H, W, C) over the exact area of each of size x size pixels.
-
-    Pixels on a border count by the share that lies inside, as in OpenCV's INTER_AREA.
-    """
-    height, width, channels = image.shape
-    if height == width == size:
-        return image
-    rows = _area_weights(height, size) @ image.reshape(height, -1).astype(np.float32)
-    columns = _area_weights(width, size) @ rows.reshape(size, width, channels)
-    return np.rint(columns).astype(np.uint8)
-
-
-@lru_cache(maxsize=32)
-def _area_weights(length: int, size: int) -> np.ndarray:
-    """(size, length) float32: the share of each input pixel in each output pixel; rows sum to 1."""
-    edges = np.arange(size + 1) * length / size
-    pixel = np.arange(length)
-    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    return (overlap.clip(min=0) * size / length).astype(np.float32)
 
 
 def _is_image(space: gym.Space) -> bool:

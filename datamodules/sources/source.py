@@ -1,8 +1,9 @@
 """What a reader of recorded data is, and the one door through which its episodes come in.
 
 A reader (`Source`) says what the data looks like and hands out one episode after the other as it
-was recorded: n actions, n rewards, n + 1 observations. `steps` turns such an episode into our
-time-step convention, and refuses whatever is wrong with it by file and episode.
+was recorded: n actions, n rewards, n + 1 observations. Video has neither actions nor rewards: n + 1
+observations then, and a spec whose action is None. `steps` turns such an episode into our time-step
+convention, and refuses whatever is wrong with it by file and episode.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ class Recorded(NamedTuple):
 
     Attributes:
         obs: {key: (n + 1, ...)}.
-        action: (n, ...), what was done at each observation but the last.
-        reward: (n,), what each action earned.
+        action: (n, ...), what was done at each observation but the last; None of video.
+        reward: (n,), what each action earned; None of video.
         terminal: whether the task ended, and not only the recording.
     """
 
     obs: Mapping[str, np.ndarray]
-    action: np.ndarray
-    reward: np.ndarray
+    action: np.ndarray | None
+    reward: np.ndarray | None
     terminal: bool
 
 
@@ -46,7 +47,8 @@ class Source(ABC):
         name: what error messages call it: a path or an id.
         spec: its observations and actions.
         inferred: whether `spec` was guessed from the data.
-        lengths: (E,) int64, actions of each episode, all at least 1.
+        lengths: (E,) int64, actions of each episode (of video: frames but one), all at least 1.
+        fps: (E,) float64, frames per second of each episode, NaN where unknown; None where all are.
         env: id of the environment that it was recorded in, if it says so.
         notes: what the user should know, each one sentence.
     """
@@ -55,6 +57,7 @@ class Source(ABC):
     spec: Spec
     inferred: bool = False
     lengths: np.ndarray
+    fps: np.ndarray | None = None
     env: str | None = None
 
     def __init__(self) -> None:
@@ -93,17 +96,23 @@ class Source(ABC):
         Raises:
             UserError: it does not: they belong to something else.
         """
-        mine, theirs = self.spec.action, spec.action
-        fits = mine.agrees(theirs)
-        if self.inferred:  # a recording need not hold all actions
-            fits = mine.kind == theirs.kind and mine.shape == theirs.shape
-            fits = fits and all(np.array(mine.nvec) <= np.array(theirs.nvec))
-        if not fits or dict(self.spec.obs) != dict(spec.obs):
+        fits = dict(self.spec.obs) == dict(spec.obs)
+        if spec.action is not None:  # who has no use for actions takes any
+            fits = fits and self.spec.action is not None and self._agrees(spec.action)
+        if not fits:
             raise UserError(
                 f"the data of {self.name} has {self.spec}, but {owner} has {spec}: they do not "
                 "belong together"
             )
         self.spec, self.inferred = spec, False
+
+    def _agrees(self, theirs: ActionSpec) -> bool:
+        mine = self.spec.action
+        if not self.inferred:
+            return mine.agrees(theirs)
+        # A recording need not hold all actions.
+        like = mine.kind == theirs.kind and mine.shape == theirs.shape
+        return like and bool((np.array(mine.nvec) <= np.array(theirs.nvec)).all())
 
 
 class Joined(Source):
@@ -130,6 +139,10 @@ class Joined(Source):
         self.name = " + ".join(part.name for part in parts)
         self.spec, self.inferred, self.env = first.spec, first.inferred, first.env
         self.lengths = np.concatenate([part.lengths for part in parts])
+        if any(part.fps is not None for part in parts):
+            unknown = [np.full(part.num_episodes, np.nan) for part in parts]
+            fps = zip(parts, unknown, strict=True)
+            self.fps = np.concatenate([u if part.fps is None else part.fps for part, u in fps])
         self._ends = np.cumsum([part.num_episodes for part in parts])
         self.notes = [note for part in parts for note in part.notes]
 
@@ -154,10 +167,11 @@ class Joined(Source):
 
 
 def step_fields(spec: Spec) -> dict[str, Field]:
-    """The arrays of a time step, by name, with shapes and dtypes."""
+    """The arrays of a time step by name; video has neither action nor reward."""
     fields = {f"obs/{key}": Field(a.shape, a.dtype) for key, a in spec.obs.items()}
-    fields["action"] = Field(spec.action.shape, spec.action.dtype)
-    fields["reward"] = Field((), "float32")
+    if spec.action is not None:
+        fields["action"] = Field(spec.action.shape, spec.action.dtype)
+        fields["reward"] = Field((), "float32")
     for key in ("is_first", "is_last", "is_terminal"):
         fields[key] = Field((), "bool")
     return fields
@@ -166,7 +180,8 @@ def step_fields(spec: Spec) -> dict[str, Field]:
 def steps(source: Source, episode: int, clip: bool = False) -> dict[str, np.ndarray]:
     """The n + 1 time steps of an episode: arrays (n + 1, ...) of `step_fields`.
 
-    `reward[t]` was earned by `action[t - 1]`, and `action` is zeros at the last step.
+    `reward[t]` was earned by `action[t - 1]`, and `action` is zeros at the last step. Video has
+    neither.
 
     Args:
         source: where the episode is.
@@ -177,7 +192,7 @@ def steps(source: Source, episode: int, clip: bool = False) -> dict[str, np.ndar
         UserError: arrays whose lengths or shapes do not agree, NaN, an action out of bounds.
     """
     given, where, spec = source.read(episode), source.where(episode), source.spec
-    n = len(given.reward)
+    n = int(source.lengths[episode]) if given.reward is None else len(given.reward)
     for key in spec.obs:
         rows = len(given.obs[key])
         if rows != n + 1:
@@ -185,17 +200,19 @@ def steps(source: Source, episode: int, clip: bool = False) -> dict[str, np.ndar
                 f"{where}: the observation '{key}' has {rows} rows and there are {n} rewards; an "
                 "episode of n actions has n rewards and n + 1 observations"
             )
-    if len(given.action) != n:
-        raise UserError(
-            f"{where}: there are {len(given.action)} actions and {n} rewards; each action has one"
-        )
     out = {}
     for key, array in spec.obs.items():
         out[f"obs/{key}"] = _array(source, where, key, given.obs[key], array.shape, array.dtype)
-    action = _action(source, where, given.action, clip)
-    reward = _array(source, where, "reward", given.reward, (), "float32")
-    out["action"] = np.concatenate([action, np.zeros_like(action[:1])])
-    out["reward"] = np.concatenate([np.zeros(1, np.float32), reward])
+    if spec.action is not None:
+        if given.action is None or given.reward is None or len(given.action) != n:
+            raise UserError(
+                f"{where}: there are {0 if given.action is None else len(given.action)} actions "
+                f"and {n} rewards; each action has one"
+            )
+        action = _action(source, where, given.action, clip)
+        reward = _array(source, where, "reward", given.reward, (), "float32")
+        out["action"] = np.concatenate([action, np.zeros_like(action[:1])])
+        out["reward"] = np.concatenate([np.zeros(1, np.float32), reward])
     out["is_first"], out["is_last"] = np.zeros((2, n + 1), bool)
     out["is_terminal"] = np.zeros(n + 1, bool)
     out["is_first"][0] = out["is_last"][-1] = True

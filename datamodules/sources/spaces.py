@@ -15,10 +15,9 @@ import numpy as np
 
 from datamodules.envs.wrappers import area_resize
 from datamodules.errors import UserError
-from datamodules.spec import IMAGE_KEY, VECTOR_KEY, ActionSpec, ArraySpec
+from datamodules.spec import CHANNELS, IMAGE_KEY, VECTOR_KEY, ActionSpec, ArraySpec
 
 Convert = Callable[[np.ndarray], np.ndarray]
-CHANNELS = (1, 3, 4)
 
 
 class Column(NamedTuple):

@@ -13,10 +13,10 @@ from datamodules.errors import UserError
 from datamodules.sources.source import Recorded, Source, inferred_action, note_empty, step_fields
 from datamodules.sources.spaces import columns
 from datamodules.spec import ArraySpec, Spec
-from datamodules.store import EpisodeStore
+from datamodules.store import Episode, EpisodeStore
 
 # What a store says about itself, among its attributes.
-SPEC, ENV = "spec", "env"
+SPEC, ENV, FPS = "spec", "env", "fps"
 
 
 class StoreSource(Source):
@@ -38,11 +38,13 @@ class StoreSource(Source):
         self.path, self.name = path, str(path)
         self.store = EpisodeStore.open(path)
         stored = {k[4:]: f for k, f in self.store.fields.items() if k.startswith("obs/")}
-        missing = {"action", "reward", "is_first", "is_last"} - self.store.fields.keys()
+        missing = {"is_first", "is_last"} - self.store.fields.keys()
+        acting = {"action", "reward"} - self.store.fields.keys()
+        missing |= acting if len(acting) == 1 else set()  # video has neither
         if missing or not stored:
             raise UserError(
                 f"the store {path} lacks {sorted(missing) or 'observations'}: it does not hold "
-                "what an agent did"
+                "what an agent did or saw"
             )
         space = gym.spaces.Dict({key: _space_of(field) for key, field in stored.items()})
         try:
@@ -53,7 +55,7 @@ class StoreSource(Source):
             if not stored[column.path[0]].shape:  # a store keeps scalars as they are
                 scalar = ArraySpec((), "float32")
                 self._columns[key] = column._replace(array=scalar, convert=lambda x: x)
-        held = self.store.episodes()
+        held = self._held()
         whole = [e for e in held if e.complete]
         cut = len(held) - len(whole)
         self._episodes = [e for e in whole if e.length > 1]
@@ -72,6 +74,7 @@ class StoreSource(Source):
                 "and are left out"
             )
         self.env = self.store.attributes.get(ENV)
+        self.fps = self._find_fps()
         self.spec = self._find_spec()
 
     def read(self, episode: int) -> Recorded:
@@ -85,6 +88,8 @@ class StoreSource(Source):
         obs = {k: c.convert(out[f"obs/{c.path[0]}"]) for k, c in self._columns.items()}
         ends = out.get("is_terminal")
         terminal = ends is not None and bool(ends[-1])
+        if "action" not in out:
+            return Recorded(obs, None, None, terminal)
         return Recorded(obs, out["action"][:-1], out["reward"][1:], terminal)
 
     def files(self) -> list[Path]:
@@ -99,14 +104,33 @@ class StoreSource(Source):
         """The stream of the store that an episode is in."""
         return self._episodes[episode].stream
 
+    def _held(self) -> list[Episode]:
+        """All episodes of the store."""
+        return self.store.episodes()
+
+    def _described(self) -> dict[str, Any] | None:
+        """The spec of the recording, where it says so."""
+        return self.store.attributes.get(SPEC) or _spec_of_run(self.path)
+
+    def _find_fps(self) -> np.ndarray | None:
+        """Frames per second of each episode; a store has one number for all, or one for each."""
+        said = self.store.attributes.get(FPS)
+        if said is None:
+            return None
+        each = np.array(said if isinstance(said, list) else [said] * (max(self._numbers) + 1))
+        return each.astype(np.float64)[self._numbers]
+
     def _find_spec(self) -> Spec:
         obs = {key: column.array for key, column in self._columns.items()}
-        described = self.store.attributes.get(SPEC) or _spec_of_run(self.path)
+        if "action" not in self.store.fields:
+            return Spec(obs)
+        described = self._described()
         if described is not None:
             spec = Spec.from_dict(described)
-            if self.store.fields["action"] == step_fields(spec)["action"]:
+            if self.store.fields["action"] == step_fields(spec).get("action"):
                 return Spec(obs, spec.action)
-        actions = np.concatenate([self.read(i).action for i in range(len(self._episodes))])
+        parts = [self.read(i).action for i in range(len(self._episodes))]
+        actions = np.concatenate([part for part in parts if part is not None])
         action, guess = inferred_action(self.name, actions)
         self.inferred = True
         self.notes.append(f"{self.name} does not describe its actions; they look like {guess}")

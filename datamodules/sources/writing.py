@@ -1,4 +1,4 @@
-"""Writes recorded data: as a store, as a Minari data set, or as HDF5 in the manner of D4RL.
+"""Writes recorded data: as a store, a Minari or LeRobot data set, HDF5 as D4RL has it, or video.
 
 Nothing is there until all of it is: it is written beside its place and moved there at the end.
 """
@@ -21,12 +21,17 @@ import numpy as np
 from datamodules.errors import UserError
 from datamodules.sources.hdf5 import ENV, SPEC
 from datamodules.sources.hdf5_files import open_hdf5
+from datamodules.sources.lerobot_writing import write_lerobot
 from datamodules.sources.minari import MAIN_FILE, METADATA, minari_root
 from datamodules.sources.source import Source, step_fields, steps
+from datamodules.sources.stores import FPS
+from datamodules.sources.video_files import VideoWriter, as_rgb, write_gif
 from datamodules.spec import IMAGE_KEY, VECTOR_KEY, ActionSpec, Spec
 from datamodules.store import EpisodeStore, Field
 
-FORMATS: Final = ("store", "minari", "hdf5")
+FORMATS: Final = ("store", "minari", "hdf5", "lerobot", "video", "gif")
+VIDEO_ENDINGS: Final = {"video": ".mp4", "gif": ".gif"}
+UNKNOWN_FPS: Final = 30.0
 Tick = Callable[[int, int], None]  # episodes done, episodes to do
 
 MINARI_ID = re.compile(r"([-\w][-\w/]*[-\w]+/)?[-\w]+-v\d+")
@@ -42,9 +47,12 @@ def write(
     *,
     clip: bool = False,
     dataset_id: str | None = None,
+    lossless: bool = False,
     tick: Tick | None = None,
 ) -> None:
     """Writes all episodes of a source.
+
+    Videos are one MP4 or GIF file for each episode in a folder, or one file if the path ends so.
 
     Args:
         source: the data.
@@ -52,6 +60,7 @@ def write(
         kind: one of `FORMATS`.
         clip: bring actions that are out of bounds to the bounds.
         dataset_id: of a Minari data set; by default from the path.
+        lossless: keep every bit of images that become MP4.
         tick: called after each episode.
 
     Raises:
@@ -60,6 +69,11 @@ def write(
     if kind not in FORMATS:
         raise UserError(f"'{kind}' is not a format to write: choose {', '.join(FORMATS)}")
     must_be_free(path)
+    if source.spec.action is None and kind in ("minari", "hdf5"):
+        raise UserError(
+            f"{source.name} is video without actions, and {kind} has a place for steps of an agent "
+            "only: write store, lerobot or video"
+        )
 
     def episodes() -> Iterator[dict[str, np.ndarray]]:
         for episode in range(source.num_episodes):
@@ -72,8 +86,24 @@ def write(
             _write_store(source, episodes(), place)
         elif kind == "hdf5":
             _write_hdf5(source, episodes(), place)
+        elif kind == "lerobot":
+            write_lerobot(place, source, episodes(), _common_fps(source), lossless)
+        elif kind in VIDEO_ENDINGS:
+            _write_videos(source, episodes(), place, path, VIDEO_ENDINGS[kind], lossless)
         else:
             _write_minari(source, episodes(), place, dataset_id or minari_id(path))
+
+
+def left_out(source: Source, kind: str) -> list[str]:
+    """Sentences on what of a source a format has no place for."""
+    if kind not in VIDEO_ENDINGS:
+        return []
+    shown = _shown(source)
+    lost = ["the actions and rewards"] if source.spec.action is not None else []
+    lost += [f"'{key}'" for key in source.spec.obs if key != shown]
+    return [f"a video shows '{shown}' and nothing else: left out are {', '.join(lost)}"] * bool(
+        lost
+    )
 
 
 def must_be_free(path: Path) -> None:
@@ -106,7 +136,8 @@ def chunk_steps(fields: Mapping[str, Field]) -> int:
 
 def _write_store(source: Source, episodes: Iterator[dict[str, np.ndarray]], path: Path) -> None:
     fields = step_fields(source.spec)
-    attributes = store_attributes(source.spec, source.env)
+    fps = {} if source.fps is None else {FPS: source.fps.tolist()}
+    attributes = store_attributes(source.spec, source.env, **fps)
     with EpisodeStore.create(path, fields, chunk_steps(fields), attributes) as store:
         for episode in episodes:
             append_episode(store, 0, episode)
@@ -115,8 +146,62 @@ def _write_store(source: Source, episodes: Iterator[dict[str, np.ndarray]], path
 
 def append_episode(store: EpisodeStore, stream: int, episode: Mapping[str, np.ndarray]) -> None:
     """Appends the steps (T, ...) of an episode to a stream."""
-    for t in range(len(episode["reward"])):
+    for t in range(len(episode["is_first"])):
         store.append(stream, {key: value[t] for key, value in episode.items()})
+
+
+def _write_videos(
+    source: Source,
+    episodes: Iterator[dict[str, np.ndarray]],
+    place: Path,
+    path: Path,
+    ending: str,
+    lossless: bool,
+) -> None:
+    """A file for each episode; or the one file, if that is what the path says."""
+    key = _shown(source)
+    alone = path.suffix.lower() == ending
+    if alone and source.num_episodes > 1:
+        raise UserError(
+            f"'{path}' is one video, and {source.name} has {source.num_episodes} episodes: name a "
+            f"folder, and --format {'gif' if ending == '.gif' else 'video'}"
+        )
+    if lossless and ending == ".gif":
+        raise UserError("a GIF has 256 colours for each frame: write lossless video as MP4")
+    if not alone:
+        place.mkdir()
+    rates = np.full(source.num_episodes, np.nan) if source.fps is None else source.fps
+    for number, (episode, rate) in enumerate(zip(episodes, rates, strict=True)):
+        images = as_rgb(episode[f"obs/{key}"])
+        fps = float(rate) if np.isfinite(rate) else UNKNOWN_FPS
+        file = place if alone else place / f"episode_{number:06d}{ending}"
+        if ending == ".gif":
+            write_gif(file, images, fps)
+            continue
+        writer = VideoWriter(file, fps, lossless)
+        writer.add(images)
+        writer.close()
+
+
+def _shown(source: Source) -> str:
+    """The images that a video shows."""
+    keys = source.spec.images
+    if not keys:
+        raise UserError(f"{source.name} has no images to show: its observations are {source.spec}")
+    return IMAGE_KEY if IMAGE_KEY in keys else keys[0]
+
+
+def _common_fps(source: Source) -> float:
+    """The frames per second of all episodes."""
+    known = np.array([]) if source.fps is None else source.fps[np.isfinite(source.fps)]
+    if not len(known):
+        return UNKNOWN_FPS
+    if known.max() > 1.01 * known.min():
+        raise UserError(
+            f"the episodes of {source.name} have {known.min():g} to {known.max():g} frames per "
+            "second, and a LeRobot data set has one rate for all: convert them apart"
+        )
+    return float(known[0])
 
 
 def _write_hdf5(source: Source, episodes: Iterator[dict[str, np.ndarray]], path: Path) -> None:

@@ -478,7 +478,11 @@ class TestStores:
         from datamodules.store import Field
 
         EpisodeStore.create(tmp_path / "a", {"obs/image": Field((4, 4, 3), "uint8")}).close()
-        assert "lacks ['action', 'is_first', 'is_last', 'reward']" in refused(tmp_path / "a")
+        assert "lacks ['is_first', 'is_last']" in refused(tmp_path / "a")
+        fields = {key: Field((), "bool") for key in ("is_first", "is_last")}
+        fields |= {"reward": Field((), "float32"), "obs/image": Field((4, 4, 3), "uint8")}
+        EpisodeStore.create(tmp_path / "b", fields).close()
+        assert "lacks ['action']" in refused(tmp_path / "b")
 
     def test_a_damaged_chunk_is_named(self, tmp_path: Path) -> None:
         path = store_at(tmp_path / "a", memory())
@@ -548,20 +552,18 @@ class TestAdopting:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a.mp4", "is a video"), ("a.csv", "not a file of recorded data")],
+    [("a.mp4", "is empty (0 bytes)"), ("a.csv", "not a file of recorded data")],
 )
-def test_other_files_are_refused(name: str, message: str, tmp_path: Path) -> None:
+def test_other_files_are_refused(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / name).touch()
     assert message in refused(tmp_path / name)
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     assert "holds no recorded data" in refused(tmp_path)
-    (tmp_path / "a.mp4").touch()
-    assert "a folder of videos" in refused(tmp_path)
-    (tmp_path / "meta").mkdir()
-    (tmp_path / "meta" / "info.json").touch()
-    assert "a LeRobot data set" in refused(tmp_path)
     assert "no source is named" in refused([])
 
 

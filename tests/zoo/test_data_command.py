@@ -11,6 +11,7 @@ from PIL import Image
 
 import zoo
 from datamodules.sources.opening import open_source
+from datamodules.sources.video_files import VideoWriter
 from datamodules.sources.writing import write
 from zoo.__main__ import main
 
@@ -43,8 +44,23 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def videos(here: Path) -> Path:
+    """A folder of three videos of moving stripes, 20 x 24 pixels."""
+    folder = here / "videos"
+    folder.mkdir()
+    for n in range(3):
+        writer = VideoWriter(folder / f"{n}.mp4", 10, lossless=True)
+        t, y, x = np.mgrid[: 4 + n, :20, :24]
+        writer.add(np.repeat((8 * (t + y + x))[..., None], 3, -1).astype(np.uint8))
+        writer.close()
+    return folder
 
 
 def complaint(capsys, *arguments: object) -> str:
@@ -64,9 +80,12 @@ class TestCollect:
             ("a", [], "store"),
             ("a.hdf5", [], "hdf5"),
             ("a-v1", ["--format", "minari"], "minari"),
+            ("a", ["--to", "lerobot"], "lerobot"),
         ],
     )
     def test_into_every_format(self, out, options, kind, here: Path, capsys) -> None:
+        if kind == "lerobot":
+            pytest.importorskip("pyarrow", reason="LeRobot data sets need the extra arrow")
         amount = ["--steps", "50", "--num-envs", "2", "--time-limit", "9"]
         assert main(["data", "collect", "CartPole-v1", "--out", out, *amount, *options]) == 0
         assert out in capsys.readouterr().out
@@ -100,8 +119,8 @@ class TestCollect:
             (["--out", "a"], "--steps"),
             (["--episodes", "2"], "--out"),
             (["--episodes", "2", "--out", "a", "--mix", "1", "1"], "2 numbers for 1 policies"),
-            (["--episodes", "2", "--out", "a", "--format", "lerobot"], "a later version"),
-            (["--episodes", "2", "--out", "a.mp4"], "'video' comes with a later version"),
+            (["--episodes", "2", "--out", "a", "--format", "gif"], "'a' would hold no actions"),
+            (["--episodes", "2", "--out", "a.mp4"], "'a.mp4' would hold no actions"),
             (["--episodes", "2", "--out", "a", "--format", "csv"], "no format 'csv'"),
             (["--episodes", "2", "--out", "a", "--policy", "nobody"], "there is no 'nobody'"),
             (["--episodes", "2", "--out", "a", "--env-kwargs", "x"], "is not KEY=VALUE"),
@@ -205,8 +224,8 @@ class TestConvert:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["a.mp4"], "'video' comes with a later version"),
-            (["a", "--format", "lerobot"], "'lerobot' comes with a later version"),
+            (["a.mp4"], "has no images to show"),
+            (["a", "--lossless"], "--lossless is for video and lerobot, not for store"),
             (["a", "--id", "b-v0"], "--id b-v0 is for Minari"),
             (["a", "--format", "minari", "--id", "no version"], "not the id of a Minari"),
             (["a", "--observations", "position"], "there is no observation ['position']"),
@@ -215,6 +234,69 @@ class TestConvert:
     def test_mistakes(self, options, message, recording: Path, here: Path, capsys) -> None:
         assert message in complaint(capsys, "convert", recording, *options)
         assert not list(here.iterdir())
+
+
+class TestVideo:
+    def test_inspect(self, videos: Path, capsys) -> None:
+        assert main(["data", "inspect", "videos", "--preview", "a.png"]) == 0
+        text, progress = capsys.readouterr()
+        for part in ("videos (video)", "no actions", "24 x 20 pixels, 3 channels", "10.00 +- 0"):
+            assert part in text
+        assert "returns" not in text
+        assert progress.startswith("zoo: ingesting 3 of 'videos' into '")
+        assert Image.open("a.png").size == (8 * 24, 3 * 20)
+        (videos / "9.mp4").write_text("broken")
+        options = ["--json", "--size", "8", "--crop", "--ingest", "store"]
+        assert main(["data", "inspect", "videos", *options]) == 1
+        about = json.loads(capsys.readouterr().out)
+        assert about["images"] == {"image": [8, 8, 3]}
+        assert "9.mp4' cannot be read" in about["problems"][0]
+        assert open_source("store").num_episodes == 3
+
+    def test_convert_to_a_store_and_back(self, videos: Path, capsys) -> None:
+        (videos / "9.mp4").write_text("broken")
+        assert main(["data", "convert", "videos", "a"]) == 2
+        assert "9.mp4' cannot be read" in capsys.readouterr().err.splitlines()[-1]
+        assert main(["data", "convert", "videos", "a", "--errors", "skip"]) == 0
+        assert "1 of 4 recordings cannot be read" in capsys.readouterr().err
+        assert main(["data", "convert", "a", "b", "--format", "video", "--lossless"]) == 0
+        assert main(["data", "convert", "b", "c", "--to", "gif"]) == 0
+        names = [f"episode_00000{n}.gif" for n in range(3)]
+        assert sorted(p.name for p in Path("c").iterdir()) == names
+        before, after = open_source("a"), open_source("b")
+        assert after.lengths.tolist() == before.lengths.tolist() == [3, 4, 5]
+        for i in range(3):
+            assert np.array_equal(before.read(i).obs["image"], after.read(i).obs["image"])
+        assert "name a folder" in complaint(capsys, "convert", "a", "d.mp4")
+
+    def test_lerobot(self, videos: Path, capsys) -> None:
+        pytest.importorskip("pyarrow", reason="LeRobot data sets need the extra arrow")
+        assert main(["data", "convert", "videos", "a", "--to", "lerobot", "--lossless"]) == 0
+        capsys.readouterr()
+        assert main(["data", "inspect", "a", "--json"]) == 0
+        about = json.loads(capsys.readouterr().out)
+        assert (about["kind"], about["fps"]["mean"], about["steps"]) == ("lerobot", 10, 12)
+        assert main(["data", "convert", "a", "b"]) == 0
+        before, after = open_source("videos"), open_source("b")
+        for i in range(3):
+            assert np.array_equal(before.read(i).obs["image"], after.read(i).obs["image"])
+
+    def test_what_an_agent_saw(self, here: Path, capsys) -> None:
+        pytest.importorskip("minigrid")
+        options = ["--episodes", "3", "--time-limit", "20", "--num-envs", "2", "--size", "16"]
+        assert main(["data", "collect", "MiniGrid-Empty-5x5-v0", *options, "--out", "a"]) == 0
+        source = open_source("a")
+        rows = source.num_actions + source.num_episodes
+        assert main(["data", "inspect", "a", "--json"]) == 0
+        about = json.loads(capsys.readouterr().out.splitlines()[-1])
+        pixels = rows * 16 * 16 * 3
+        assert about["bytes"] < 1.1 * pixels + 65536, "a byte for each value of an image"
+        assert main(["data", "convert", "a", "videos", "--to", "video", "--lossless"]) == 0
+        assert "left out are the actions and rewards" in capsys.readouterr().err
+        for i in range(3):
+            shown = open_source("videos", ingest="store").read(i)
+            assert shown.action is None
+            assert np.array_equal(shown.obs["image"], source.read(i).obs["image"])
 
 
 class TestFit:

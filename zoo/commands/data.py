@@ -6,12 +6,12 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import UserError
+from datamodules.progress import Progress
 from zoo.commands.options import Parser
 from zoo.commands.output import facts
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from zoo.collecting import Amount, Part
 
 HELP = "record, inspect and convert data: collect ENV, inspect DATA, convert DATA PATH"
-FORMATS = ("store", "minari", "hdf5")
-LATER = ("lerobot", "video")
-DATA = "a Minari id or folder, an HDF5 file, a store, or a run"
+FORMATS = ("store", "minari", "hdf5", "lerobot", "video", "gif")
+ENDINGS = {".hdf5": "hdf5", ".h5": "hdf5", ".mp4": "video", ".gif": "gif"}
+DATA = "a Minari id or folder, an HDF5 file, a store, a run, videos, or a LeRobot folder"
 EPILOG = f"""\
 DATA is {DATA}.
 
@@ -30,6 +30,8 @@ examples:
   zoo data collect CartPole-v1 --policy random RUN sb3:ppo.zip --mix 1 1 2 --steps 30000 --out DIR
   zoo data inspect DIR
   zoo data convert DIR cartpole.hdf5
+  zoo data inspect VIDEOS --size 64 --preview frames.png
+  zoo data convert DIR videos --format video
 """
 BAR = 30
 
@@ -83,6 +85,7 @@ def _parser() -> Parser:
     look.add_argument("data", metavar="DATA", help=DATA)
     look.add_argument("--json", action="store_true", help="print one JSON object")
     look.add_argument("--preview", type=Path, metavar="PNG", help="write a picture of its images")
+    _decoding_options(look)
 
     convert = verbs.add_parser("convert", help="write recorded data in another format")
     convert.set_defaults(run=_convert)
@@ -91,7 +94,14 @@ def _parser() -> Parser:
     _format_option(convert)
     convert.add_argument("--id", help="of a Minari data set (from PATH)")
     convert.add_argument("--observations", nargs="+", metavar="KEY", help="only these (all)")
-    convert.add_argument("--size", type=int, help="resize images to this side in pixels")
+    _decoding_options(convert)
+    convert.add_argument(
+        "--errors",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do about videos that cannot be read (stop)",
+    )
+    convert.add_argument("--lossless", action="store_true", help="keep every bit in videos")
     convert.add_argument(
         "--clip-actions", action="store_true", help="bring actions out of bounds to the bounds"
     )
@@ -99,11 +109,28 @@ def _parser() -> Parser:
 
 
 def _format_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", help=f"{', '.join(FORMATS)} (by the ending of PATH; store)")
+    parser.add_argument(
+        "--format", "--to", help=f"{', '.join(FORMATS)} (by the ending of PATH; store)"
+    )
+
+
+def _decoding_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, help="resize images to this side in pixels")
+    parser.add_argument("--crop", action="store_true", help="cut videos to squares before")
+    parser.add_argument(
+        "--ingest",
+        type=Path,
+        metavar="DIR",
+        help="where videos are decoded to, once (a folder below the user's cache)",
+    )
 
 
 def _collect(options: argparse.Namespace) -> int:
     kind = _format(options.format, options.out)
+    if kind in ("video", "gif"):
+        raise UserError(
+            f"'{options.out}' would hold no actions: collect a store, and `zoo data convert` that"
+        )
     parts, amount = _mixture(options), _amount(options)
 
     # Imported here: torch takes seconds, and a mistake in the options should show at once.
@@ -128,7 +155,7 @@ def _collect(options: argparse.Namespace) -> int:
         time_limit=options.time_limit,
         **_env_kwargs(options.env_kwargs),
     )
-    progress = _Progress()
+    progress = Progress()
     collect(
         make,
         options.env,
@@ -139,7 +166,7 @@ def _collect(options: argparse.Namespace) -> int:
         num_envs=options.num_envs,
         workers=options.workers,
         resume=options.resume,
-        tick=progress.collected,
+        tick=progress.show,
     )
     progress.end()
     source = open_source(store)
@@ -156,7 +183,13 @@ def _inspect(options: argparse.Namespace) -> int:
     from datamodules.inspection import describe, save_preview
     from datamodules.sources.opening import open_source
 
-    source = open_source(options.data)
+    source = open_source(
+        options.data,
+        size=options.size,
+        crop=options.crop,
+        ingest=options.ingest,
+        errors="skip",  # they are listed as problems
+    )
     about = describe(source)
     if options.preview is not None:
         save_preview(source, options.preview)
@@ -171,23 +204,35 @@ def _inspect(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from datamodules.sources.opening import open_source
     from datamodules.sources.source import said
-    from datamodules.sources.writing import write
+    from datamodules.sources.writing import left_out, must_be_free, write
 
     kind = _format(options.format, options.path)
+    if options.lossless and kind not in ("video", "lerobot"):
+        raise UserError(f"--lossless is for video and lerobot, not for {kind}")
     if options.id is not None and kind != "minari":
         raise UserError(f"--id {options.id} is for Minari data sets, not for a {kind}")
-    source = open_source(options.data, options.observations, options.size)
-    progress = _Progress()
+    must_be_free(options.path)
+    source = open_source(
+        options.data,
+        options.observations,
+        options.size,
+        crop=options.crop,
+        ingest=options.ingest,
+        errors=options.errors,
+    )
+    lost = left_out(source, kind)
+    progress = Progress()
     write(
         source,
         options.path,
         kind,
         clip=options.clip_actions,
         dataset_id=options.id,
-        tick=partial(progress.collected, "episodes"),
+        lossless=options.lossless,
+        tick=partial(progress.show, "episodes"),
     )
     progress.end()
-    for note in said(source):
+    for note in [*said(source), *lost]:
         print(f"zoo: {note}", file=sys.stderr)
     print(f"'{options.path}' holds {source.num_episodes} episodes as {kind}")
     return 0
@@ -196,15 +241,7 @@ def _convert(options: argparse.Namespace) -> int:
 def _format(named: str | None, path: Path) -> str:
     """The format that is asked for, or that the path's ending says."""
     if named is None:
-        ending = path.suffix.lower()
-        if ending in (".mp4", ".gif"):
-            named = "video"
-        else:
-            named = "hdf5" if ending in (".hdf5", ".h5") else "store"
-    if named in LATER:
-        raise UserError(
-            f"the format '{named}' comes with a later version: write {', '.join(FORMATS)}"
-        )
+        named = ENDINGS.get(path.suffix.lower(), "store")
     if named not in FORMATS:
         raise UserError(f"there is no format '{named}': choose {', '.join(FORMATS)}")
     return named
@@ -248,25 +285,34 @@ def _env_kwargs(pairs: list[str]) -> dict[str, Any]:
 
 def _print(about: dict[str, Any]) -> None:
     """The description for people."""
-    length, earned = about["length"], about["return"]
+    length, earned, acting = about["length"], about["return"], about["spec"]["action"] is not None
+    ended = f", of which the task ended {about['terminal']:,}" if acting else ""
     pairs = [
         ("data", f"{about['name']} ({about['kind']})"),
         ("environment", about["env"] or "not said"),
         ("spaces", about["spec_text"]),
-        ("episodes", f"{about['episodes']:,}, of which the task ended {about['terminal']:,}"),
+        ("episodes", f"{about['episodes']:,}{ended}"),
         ("steps", f"{about['steps']:,}; an episode has {_spread(length)}"),
-        ("returns", _spread(earned) if earned else "none could be read"),
     ]
+    if acting:
+        pairs.append(("returns", _spread(earned) if earned else "none could be read"))
+    for key, (height, width, channels) in about["images"].items():
+        pairs.append((f"'{key}'", f"{width} x {height} pixels, {channels} channels"))
+    if about["fps"]:
+        pairs.append(("frames/s", _spread(about["fps"])))
     for name, policy in about["policies"].items():
         pairs.append((f"by {name}", f"{policy['episodes']:,}, return {policy['return_mean']:.2f}"))
     checksums = {"ok": "all fit", "damaged": "DAMAGED", "none": "the format has none"}
-    pairs.append(("on disk", f"{about['bytes'] / 1e6:,.2f} MB"))
+    original = f", decoded from {about['original_bytes'] / 1e6:,.2f} MB"
+    decoded = original if about["original_bytes"] else ""
+    pairs.append(("on disk", f"{about['bytes'] / 1e6:,.2f} MB{decoded}"))
     pairs.append(("checksums", checksums[about["checksums"]]))
     if "preview" in about:
         pairs.append(("preview", about["preview"]))
     facts(pairs)
     counts, edges = about["histogram"]["counts"], about["histogram"]["edges"]
-    print()
+    if counts:
+        print()
     for i, count in enumerate(counts):
         bar = "#" * round(BAR * count / max(counts))
         print(f"{edges[i]:>10.2f} .. {edges[i + 1]:<10.2f} {count:>6} {bar}".rstrip())
@@ -277,28 +323,3 @@ def _print(about: dict[str, Any]) -> None:
 
 def _spread(of: dict[str, float]) -> str:
     return f"{of['mean']:.2f} +- {of['std']:.2f}, from {of['min']:.2f} to {of['max']:.2f}"
-
-
-class _Progress:
-    """One live line on a terminal, one line every 10 seconds elsewhere; on standard error."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._next = time.monotonic() + (0 if self._live else 10)
-        self._shown = False
-
-    def collected(self, what: str, done: int, wanted: int) -> None:
-        """Shows how far it is if it is time to."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + (0.2 if self._live else 10)
-        text = f"{what}: {done:,}/{wanted:,} ({done / wanted:.0%})"
-        print(f"\r{text}\x1b[K" if self._live else text, end="" if self._live else "\n",
-              file=sys.stderr, flush=True)  # fmt: skip
-        self._shown = self._live
-
-    def end(self) -> None:
-        """Leaves the live line."""
-        if self._shown:
-            print(file=sys.stderr)
