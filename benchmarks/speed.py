@@ -1,4 +1,4 @@
-"""`zoo bench speed`: what an update, a replay batch, an action, the Trainer and dreams cost.
+"""`zoo bench speed`: what updates, batches, actions, the Trainer and dreams cost.
 
 Everything is timed with one thread unless OMP_NUM_THREADS says otherwise. Figures that are compared
 (sampling against copying, Trainer against a bare loop) are taken in turns, so that a busy machine
@@ -26,13 +26,16 @@ import zoo
 from benchmarks.provenance import git_sha, hardware, versions
 from benchmarks.results import Row, write_rows
 from datamodules.replay import ReplayBuffer
+from datamodules.sources.source import step_fields
 from datamodules.spec import ActionSpec, ArraySpec, Spec
-from datamodules.store import Field
+from datamodules.store import EpisodeStore
+from datamodules.video_datamodule import VideoDataModule
 
 VECTORS = Spec(
     {"vector": ArraySpec((24,), "float32")}, ActionSpec("box", low=(-1.0,) * 6, high=(1.0,) * 6)
 )
 CARTPOLE = Spec({"vector": ArraySpec((4,), "float32")}, ActionSpec("discrete", nvec=(2,)))
+FRAMES = Spec({"image": ArraySpec((64, 64, 3), "uint8")}, CARTPOLE.action)
 FLAGS = ("is_first", "is_last", "is_terminal")
 
 
@@ -127,9 +130,7 @@ def time_updates(repeats: int) -> Iterator[tuple[str, str, float, int]]:
 
 def time_sampling(steps: int, repeats: int) -> Iterator[tuple[str, str, float, int]]:
     """Sampling 16 x 64 images of 64x64x3 from a replay on disk, against copying as many bytes."""
-    image = (64, 64, 3)
-    fields = {"obs/image": Field(image, "uint8"), "action": Field((), "int64")}
-    fields |= {"reward": Field((), "float32"), **{key: Field((), "bool") for key in FLAGS}}
+    image, fields = FRAMES.obs["image"].shape, step_fields(FRAMES)
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (64, *image), dtype=np.uint8)
     flags = {key: np.array(False) for key in FLAGS}
@@ -153,6 +154,34 @@ def time_sampling(steps: int, repeats: int) -> Iterator[tuple[str, str, float, i
         replay.close()
     yield name, "sample_ms", sample_ms, repeats
     yield name, "sample_over_copy", sample_ms / copy_ms, repeats
+
+
+def time_clips(frames: int, repeats: int) -> Iterator[tuple[str, str, float, int]]:
+    """Clips 16 x 16 of 64x64x3 from a store on disk, against copying them from an array.
+
+    Both go to the memory, for the frames are more than the caches hold.
+    """
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (frames, *FRAMES.obs["image"].shape), dtype=np.uint8)
+    name = f"clips 16x16 of 64x64x3 from {frames:,} frames"
+    with tempfile.TemporaryDirectory(prefix="speed-") as folder:
+        about = {"spec": FRAMES.to_dict()}
+        with EpisodeStore.create(folder, step_fields(FRAMES), attributes=about) as store:
+            for at, image in enumerate(images):
+                row = {"obs/image": image, "action": np.array(0), "reward": np.float32(0)}
+                flags = (at % 500 == 0, at % 500 == 499 or at == frames - 1, False)
+                row |= {key: np.array(flag) for key, flag in zip(FLAGS, flags, strict=True)}
+                store.append(0, row)
+        clips = VideoDataModule(folder, batch_size=16, clip_length=16)
+        target = np.empty((16, 16, *images.shape[1:]), np.uint8)
+
+        def copy() -> None:
+            for clip, begin in zip(target, rng.integers(frames - 16, size=16), strict=True):
+                clip[:] = images[begin : begin + 16]
+
+        clip_ms, copy_ms = median_ms(clips.next_batch, copy, repeats=repeats, warmup=frames // 100)
+    yield name, "sample_ms", clip_ms, repeats
+    yield name, "sample_over_copy", clip_ms / copy_ms, repeats
 
 
 class _SameBatch:
@@ -293,6 +322,7 @@ def main(argv: list[str]) -> int:
     figures = (
         (dreamer, time_updates(options.repeats)),
         (dreamer, time_sampling(options.replay_steps, 10 * options.repeats)),
+        ("v-jepa", time_clips(20_000, 10 * options.repeats)),
         (dreamer, time_trainer(updates=10 * options.repeats, rounds=3)),
         ("world-models", time_generation(50, max(1, options.repeats // 6))),
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datamodules.replay import ReplayBuffer
     from datamodules.spec import ActionSpec, ArraySpec, Spec
     from datamodules.store import EpisodeStore
+    from datamodules.video_datamodule import VideoDataModule
 
 __all__ = [
     "ActionSpec",
@@ -32,6 +33,7 @@ __all__ = [
     "ReplayBuffer",
     "Spec",
     "UserError",
+    "VideoDataModule",
 ]
 
 _HOMES = {
@@ -44,6 +46,7 @@ _HOMES = {
     "ReplayBuffer": "datamodules.replay",
     "Spec": "datamodules.spec",
     "UserError": "datamodules.errors",
+    "VideoDataModule": "datamodules.video_datamodule",
 }
 
 

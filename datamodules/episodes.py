@@ -29,7 +29,8 @@ class Episodes:
 
     Attributes:
         name: where they come from.
-        arrays: {"obs/<key>", "action", "reward", "is_first", "is_last", "is_terminal"} (N, ...).
+        arrays: {"obs/<key>", "action", "reward", "is_first", "is_last", "is_terminal"} (N, ...);
+            video has neither actions nor rewards. Images in place are `MappedRows`, read alike.
         starts: (E + 1,) int64, the first row of each episode, and N.
         notes: what the user should know of them.
     """
@@ -43,7 +44,11 @@ class Episodes:
 
     @classmethod
     def load(
-        cls, source: Source, clip: bool = False, cache: str | os.PathLike[str] | None = None
+        cls,
+        source: Source,
+        clip: bool = False,
+        cache: str | os.PathLike[str] | None = None,
+        in_place: bool = False,
     ) -> Episodes:
         """Reads all episodes of a source.
 
@@ -51,10 +56,17 @@ class Episodes:
             source: the data.
             clip: bring actions that are out of bounds to the bounds.
             cache: folder for memory-mapped files; None reads into memory.
+            in_place: leave images where they are, if that can be, and read only the rest.
 
         Raises:
             UserError: what is wrong with the data, by file and episode; a full disk.
         """
+        rest, images = source.in_place() if in_place else (source, {})
+        if images:
+            read = cls.load(rest, clip)
+            mapped = {f"obs/{key}": rows for key, rows in images.items()}
+            read.arrays = {**mapped, **read.arrays}  # type: ignore[dict-item]
+            return read
         if cache is None:
             return cls._read(source, clip, lambda key, shape, dtype: np.empty(shape, dtype))
         mark = fingerprint(source, clip=clip)

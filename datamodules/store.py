@@ -326,26 +326,28 @@ class EpisodeStore:
             UserError: rows that the store does not hold.
             StoreCorrupted: a chunk is damaged.
         """
-        first, end = self.bounds(stream)
-        if length < 0 or start < first or start + length > end:
-            raise UserError(
-                f"rows {start} to {start + length} of stream {stream} are not in {self.path}: it "
-                f"holds {first} to {end}"
-            )
+        parts = self._parts(stream, start, length)
         if out is None:
             out = {key: np.empty((length, *shape), d) for key, (shape, d) in self.fields.items()}
-        chunks = self._index.streams[stream].chunks
-        index = bisect_right(chunks, start, key=_first_row) - 1
         done = 0
-        while done < length:
-            chunk = chunks[index]
-            arrays = chunk.arrays or self._arrays(chunk)
-            at = start + done - chunk.first
-            stop = min(done + chunk.steps - at, length)
+        for arrays, at, stop in parts:
+            rows = slice(done, done + stop - at)
             for key, target in out.items():
-                target[done:stop] = arrays[key][at : at + stop - done]
-            done, index = stop, index + 1
+                target[rows] = arrays[key][at:stop]
+            done = rows.stop
         return out
+
+    def views(self, stream: int, start: int, length: int, key: str) -> list[np.ndarray]:
+        """The same rows of one field where they lie, one read-only view for each chunk.
+
+        Raises:
+            UserError: rows that the store does not hold.
+            StoreCorrupted: a chunk is damaged.
+        """
+        found = [arrays[key][at:stop] for arrays, at, stop in self._parts(stream, start, length)]
+        for view in found:
+            view.flags.writeable = False
+        return found
 
     def episodes(self) -> list[Episode]:
         """The episodes held, stream by stream, by their flags `is_first` and `is_last`.
@@ -451,6 +453,27 @@ class EpisodeStore:
                 "meanwhile: call refresh() before reading on"
             )
         return self._files.open(chunk, self._index.streams[chunk.stream])
+
+    def _parts(
+        self, stream: int, start: int, length: int
+    ) -> list[tuple[dict[str, np.ndarray], int, int]]:
+        """The chunks that hold rows of a stream: their arrays, and from where to where in these."""
+        first, end = self.bounds(stream)
+        if length < 0 or start < first or start + length > end:
+            raise UserError(
+                f"rows {start} to {start + length} of stream {stream} are not in {self.path}: it "
+                f"holds {first} to {end}"
+            )
+        chunks = self._index.streams[stream].chunks
+        index = bisect_right(chunks, start, key=_first_row) - 1
+        parts = []
+        stop = start + length
+        while start < stop:
+            chunk = chunks[index]
+            upto = min(stop - chunk.first, chunk.steps)
+            parts.append((chunk.arrays or self._arrays(chunk), start - chunk.first, upto))
+            start, index = chunk.first + upto, index + 1
+        return parts
 
     def _must_be_writable(self) -> None:
         if self._lock is None:

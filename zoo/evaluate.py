@@ -90,7 +90,8 @@ def require_spaces(model: Any, env: gym.Env) -> None:
     """
     spec = Spec.from_spaces(env.observation_space, env.action_space)
     seen = {key: spec.obs.get(key) for key in model.spec.obs}
-    if seen != dict(model.spec.obs) or not spec.action.agrees(model.spec.action):
+    acts = model.spec.action is not None and spec.action.agrees(model.spec.action)
+    if seen != dict(model.spec.obs) or not acts:
         name = env.name if isinstance(env, DictObservation) else env_name(env)
         raise UserError(
             f"the model was made for {model.spec}, but the environment {name} has {spec}: set "

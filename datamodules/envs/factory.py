@@ -24,7 +24,11 @@ REGISTERED_BY = {
     "MiniGrid-": ("minigrid", "minigrid"),
     "BabyAI-": ("minigrid", "minigrid"),
     "zoo/KeyCorridor": ("datamodules.envs.corridor", ""),
+    "zoo/TwoRooms": ("datamodules.envs.two_rooms", ""),
+    "zoo/Sprites": ("datamodules.envs.sprites", ""),
 }
+# They draw images of any of their sizes themselves.
+DRAWN_TO_SIZE = ("zoo/TwoRooms", "zoo/Sprites")
 
 
 def make_env(
@@ -44,6 +48,8 @@ def make_env(
     | `ale/<Game>` | 64x64 RGB, Atari-100k preprocessing | `atari.Atari` |
     | `Vizdoom...` | 64x64 RGB | `games.Doom`, and ViZDoom's |
     | `zoo/KeyCorridor...` | a vector of 10 numbers | `corridor.KeyCorridor` |
+    | `zoo/TwoRooms-v0` | 33x33 or 65x65, a dot and walls | `two_rooms.TwoRooms` |
+    | `zoo/Sprites-v0` | 32x32 or 64x64 RGB | `sprites.Sprites` |
     | `MiniGrid-...`, `BabyAI-...` | 64x64 RGB, no mission | `games.GridImage`, and MiniGrid's |
     | a callable | as returned | the callable's |
 
@@ -127,6 +133,8 @@ def _registered(
     elif extra == "minigrid":
         own = {k: kwargs[k] for k in ("view",) if k in kwargs}
     rest = {key: value for key, value in kwargs.items() if key not in own}
+    if size is not None and name.startswith(DRAWN_TO_SIZE):
+        rest["size"], size = size, None
     if time_limit is not None:
         rest["max_episode_steps"] = -1  # no limit: ours replaces it
     env = _construct(lambda: _gymnasium(name, rest), name)

@@ -8,20 +8,24 @@ convention, and refuses whatever is wrong with it by file and episode.
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from datamodules.errors import UserError
+from datamodules.mapped_rows import MappedRows
 from datamodules.spec import ActionSpec, Spec
 from datamodules.store import Field
 
 # Actions so far outside of their bounds, in parts of their range, are rounding errors.
 ROUNDING = 1e-4
+
+S = TypeVar("S", bound="Source")
 
 
 class Recorded(NamedTuple):
@@ -80,6 +84,22 @@ class Source(ABC):
         """How error messages call an episode."""
         return f"{self.name}, episode {episode}"
 
+    def in_place(self) -> tuple[Source, dict[str, MappedRows]]:
+        """What need not be copied to be read at random.
+
+        Returns:
+            The source of all the rest, and the images that lie on disk as they are kept: {key: rows
+            (N, H, W, C) of all episodes, one after the other}.
+        """
+        return self, {}
+
+    def without(self: S, keys: Iterable[str]) -> S:
+        """A copy that does not show some of the observations."""
+        rest = copy.copy(self)
+        kept = {key: array for key, array in self.spec.obs.items() if key not in set(keys)}
+        rest.spec = Spec(kept, self.spec.action)
+        return rest
+
     @property
     def num_episodes(self) -> int:
         """Number of episodes E."""
@@ -100,10 +120,7 @@ class Source(ABC):
         if spec.action is not None:  # who has no use for actions takes any
             fits = fits and self.spec.action is not None and self._agrees(spec.action)
         if not fits:
-            raise UserError(
-                f"the data of {self.name} has {self.spec}, but {owner} has {spec}: they do not "
-                "belong together"
-            )
+            raise unlike(self.name, self.spec, owner, spec)
         self.spec, self.inferred = spec, False
 
     def _agrees(self, theirs: ActionSpec) -> bool:
@@ -155,6 +172,17 @@ class Joined(Source):
         """The files of all parts."""
         return [file for part in self.parts for file in part.files()]
 
+    def in_place(self) -> tuple[Source, dict[str, MappedRows]]:
+        """Where it is so in all parts."""
+        parts = [part.in_place() for part in self.parts]
+        keys = parts[0][1].keys()
+        if any(found.keys() != keys for _, found in parts):
+            return self, {}
+        rest = self.without(keys)
+        rest.parts = [part for part, _ in parts]
+        views = {key: [view for _, found in parts for view in found[key].parts] for key in keys}
+        return rest, {key: MappedRows(views[key]) for key in keys}
+
     def where(self, episode: int) -> str:
         """The part and the number there."""
         part, number = self._find(episode)
@@ -164,6 +192,13 @@ class Joined(Source):
         index = int(np.searchsorted(self._ends, episode, side="right"))
         before = int(self._ends[index - 1]) if index else 0
         return self.parts[index], episode - before
+
+
+def unlike(source: str, recorded: Spec, owner: str, spec: Spec) -> UserError:
+    """What to say of data that does not look like an environment or weights."""
+    return UserError(
+        f"the data of {source} has {recorded}, but {owner} has {spec}: they do not belong together"
+    )
 
 
 def step_fields(spec: Spec) -> dict[str, Field]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import gymnasium as gym
 import numpy as np
 
 from datamodules.errors import UserError
+from datamodules.mapped_rows import MappedRows
 from datamodules.sources.source import Recorded, Source, inferred_action, note_empty, step_fields
 from datamodules.sources.spaces import columns
 from datamodules.spec import ArraySpec, Spec
-from datamodules.store import Episode, EpisodeStore
+from datamodules.store import Episode, EpisodeStore, Field
 
 # What a store says about itself, among its attributes.
 SPEC, ENV, FPS = "spec", "env", "fps"
@@ -92,6 +94,19 @@ class StoreSource(Source):
             return Recorded(obs, None, None, terminal)
         return Recorded(obs, out["action"][:-1], out["reward"][1:], terminal)
 
+    def in_place(self) -> tuple[Source, dict[str, MappedRows]]:
+        """Its images can be read from the chunk files, unless they are to be converted."""
+        found = {}
+        for key in self.spec.images:
+            name = f"obs/{self._columns[key].path[0]}"
+            if self.store.fields[name] == Field(*astuple(self.spec.obs[key])):
+                views = [self.store.views(*rows, name) for rows in self._runs()]
+                found[key] = MappedRows([view for run in views for view in run])
+        columns = {key: column for key, column in self._columns.items() if key not in found}
+        rest = self.without(found)
+        rest._columns = columns
+        return rest, found
+
     def files(self) -> list[Path]:
         """The journal names every committed row."""
         return [self.path / "store.json", self.path / "journal"]
@@ -103,6 +118,15 @@ class StoreSource(Source):
     def stream(self, episode: int) -> int:
         """The stream of the store that an episode is in."""
         return self._episodes[episode].stream
+
+    def _runs(self) -> list[tuple[int, int, int]]:
+        """Stream, first row and number of rows of the episodes, joined where they are adjacent."""
+        runs: list[tuple[int, int, int]] = []
+        for stream, start, length, _ in self._episodes:
+            if runs and runs[-1][0] == stream and sum(runs[-1][1:]) == start:
+                start, length = runs[-1][1], runs.pop()[2] + length
+            runs.append((stream, start, length))
+        return runs
 
     def _held(self) -> list[Episode]:
         """All episodes of the store."""

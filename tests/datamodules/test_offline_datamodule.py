@@ -7,14 +7,13 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
+from fitting import Model, Validated, as_rank, fit, same
 from recordings import BOX, VECTORS, Memory, d4rl_at, memory, recorded, store_at
 
 from datamodules import OfflineDataModule, UserError
@@ -29,59 +28,6 @@ LENGTHS = tuple(3 + i % 7 for i in range(20))
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     return str(store_at(tmp_path / "data", memory(VECTORS, LENGTHS)))
-
-
-class Model(pl.LightningModule):
-    """Keeps the batches that it is given."""
-
-    def __init__(self, sampling: str = "contexts", spec: Spec | None = None) -> None:
-        super().__init__()
-        self.replay_sampling = sampling
-        if spec is not None:
-            self.spec = spec
-        self.layer = torch.nn.Linear(1, 1)
-        self.batches: list[dict[str, Any]] = []
-        self.noise: list[float] = []
-        self.validated: list[dict[str, Any]] = []
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        self.batches.append(batch)
-        self.noise.append(float(torch.rand(1)))
-        return self.layer(torch.ones(1, 1)).sum()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-class Validated(Model):
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.validated.append(batch)
-
-
-def fit(model: Model, data: OfflineDataModule, updates: int, **options: Any) -> pl.Trainer:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = options.pop("ckpt_path", None)
-        trainer = pl.Trainer(
-            max_steps=updates, accelerator="cpu", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, **options,
-        )  # fmt: skip
-        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-    return trainer
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return torch.equal(one, other)
-
-
-def as_rank(data: OfflineDataModule, rank: int, ranks: int) -> OfflineDataModule:
-    """What the rank's Trainer would tell the datamodule."""
-    module = SimpleNamespace(replay_sampling="windows")
-    trainer = SimpleNamespace(global_rank=rank, world_size=ranks, lightning_module=module)
-    data.trainer = trainer  # type: ignore[assignment]
-    return data
 
 
 def test_a_batch_of_contexts(source: str) -> None:
