@@ -12,6 +12,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 from torch.optim import Optimizer
 
+from datamodules.errors import UserError
 from datamodules.spec import Spec
 from zoo.runs import write_identity
 
@@ -151,6 +152,7 @@ class ZooModel(
     Attributes:
         name: its name in the registry.
         replay_context: how many extra steps it wants at the front of each training sequence.
+        needs_actions: whether it cannot learn from video without actions.
         replay_sampling: how sequences are drawn: "windows" of a stream, "pieces" of episodes, or
             (from recorded data) "contexts" with returns-to-go.
         spec: what it was built for.
@@ -160,12 +162,18 @@ class ZooModel(
     """
 
     name: ClassVar[str]
+    needs_actions: ClassVar[bool] = True
     replay_context: ClassVar[int] = 0
     replay_sampling: ClassVar[str] = "windows"
 
     def __init__(self, spec: Spec | Mapping[str, Any]) -> None:
         super().__init__()
         self.spec = spec if isinstance(spec, Spec) else Spec.from_dict(spec)
+        if self.spec.action is None and self.needs_actions:
+            raise UserError(
+                f"{self.name} learns from actions, and the data has none: give it recordings with "
+                "actions, or choose a model of video such as v-jepa"
+            )
         self.updates = 0
         self._env_steps = 0
         self.last_losses: dict[str, Tensor] = {}

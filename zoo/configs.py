@@ -19,10 +19,13 @@ from zoo.runs import CONFIG, read_config
 
 DEFAULTS = Path(__file__).parent / "commands" / "defaults.yaml"
 BUDGET = "callbacks.budget.Budget"
-# Callbacks of the defaults that only models which dream can have.
+# Callbacks of the defaults that only models which dream, or act, can have.
 DREAMS = ("callbacks.dream_video.DreamVideo", "callbacks.dream_gap.DreamRealityGap")
+PLAYS = ("callbacks.evaluation.Evaluation",)
 ENV_DATA = "datamodules.env_datamodule.EnvDataModule"
 OFFLINE_DATA = "datamodules.offline_datamodule.OfflineDataModule"
+VIDEO_DATA = "datamodules.video_datamodule.VideoDataModule"
+RECORDED_DATA = (OFFLINE_DATA, VIDEO_DATA)
 # What recorded data takes over from the settings of an environment.
 SHARED_DATA = (
     *("env", "action_repeat", "size", "time_limit", "env_kwargs"),
@@ -101,11 +104,13 @@ def run_directory(config: Config, seed: int) -> Path:
 
 
 def _defaults(card: registry.ModelCard | None) -> Config:
-    """The defaults of `zoo fit`, without what a model that is known not to dream cannot have."""
+    """The defaults of `zoo fit`, without what a model that is known cannot have."""
     config = read_config(DEFAULTS)
-    if card is not None and "Imaginer" not in card.can:
-        callbacks = config["trainer"]["callbacks"]
-        config["trainer"]["callbacks"] = [c for c in callbacks if c["class_path"] not in DREAMS]
+    for ability, useless in (("Imaginer", DREAMS), ("Policy", PLAYS)):
+        if card is not None and ability not in card.can:
+            callbacks = config["trainer"]["callbacks"]
+            kept = [c for c in callbacks if c["class_path"] not in useless]
+            config["trainer"]["callbacks"] = kept
     return config
 
 
@@ -134,7 +139,7 @@ def _from_catalogue(target: str, env: str | None, source: str | None) -> Config:
             )
         preset = "default"
     card = registry.card(model)
-    if source is not None and "offline" not in card.data:
+    if source is not None and not {"offline", "video"} & set(card.data):
         raise UserError(
             f"'{model}' learns from {' or '.join(card.data)} data: it takes no --source"
         )
@@ -152,12 +157,15 @@ def _from_catalogue(target: str, env: str | None, source: str | None) -> Config:
 def _learn_from(config: Config, source: str) -> None:
     """Puts recorded data in the place of an environment, with what the two have in common."""
     data = config.get("data") or {}
-    if data.get("class_path") == OFFLINE_DATA:
+    if data.get("class_path") in RECORDED_DATA:
         set_option(config, "data.init_args.source", source)
         return
     before = data.get("init_args") or {}
     kept = {key: value for key, value in before.items() if key in SHARED_DATA}
-    config["data"] = {"class_path": OFFLINE_DATA, "init_args": {**kept, "source": source}}
+    model = registry.name_of((config.get("model") or {}).get("class_path", ""))
+    video = model is not None and "video" in registry.card(model).data
+    class_path = VIDEO_DATA if video else OFFLINE_DATA
+    config["data"] = {"class_path": class_path, "init_args": {**kept, "source": source}}
     budget(config)["env_steps"] = None
     config["zoo"]["preset"] = _folder_name(source)
 

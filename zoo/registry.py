@@ -33,6 +33,8 @@ BUILT_IN = (
     "zoo.dreamer_v2.card:CARD",
     "zoo.dreamer_v3.card:CARD",
     "zoo.decision_transformer.card:CARD",
+    "zoo.i_jepa.card:CARD",
+    "zoo.v_jepa.card:CARD",
 )
 
 DataKind = Literal["online", "offline", "video"]
@@ -48,10 +50,12 @@ class ModelCard:
         summary: one line for `zoo list`.
         class_path: `package.module:Class` of the LightningModule; imported only when asked for.
         paper: title of the paper; `authors`, `year` and `url` belong to it.
-        data: kinds of data it learns from.
+        data: kinds of data it learns from: `online` in an environment, `offline` from recorded
+            actions and rewards, `video` from observations alone.
         can: names of the Protocols in `zoo.base` that it fulfils.
         observations: kinds of observations it reads: `image`, `vector`.
-        actions: kinds of action spaces it takes: `discrete`, `box`, `multi_discrete`.
+        actions: kinds of action spaces it takes: `discrete`, `box`, `multi_discrete`; none if it
+            needs no actions and does not read them.
         sizes: name of each size and what it is, for example `{"12m": "9.7 million parameters"}`.
         weights: hub id of the published weights of each preset.
         licence: licence of the code and the published weights.

@@ -31,7 +31,7 @@ class Memory(Source):
         super().__init__()
         self.name, self.spec, self.env = "memory", spec, env
         self.episodes = list(episodes)
-        self.lengths = np.array([len(e.reward) for e in episodes])
+        self.lengths = np.array([_actions(e) for e in episodes])
 
     def read(self, episode: int) -> Recorded:
         return self.episodes[episode]
@@ -40,8 +40,12 @@ class Memory(Source):
         return []
 
 
+def _actions(episode: Recorded) -> int:
+    return len(next(iter(episode.obs.values()))) - 1
+
+
 def recorded(spec: Spec, lengths: Sequence[int], seed: int = 0) -> list[Recorded]:
-    """Random episodes of so many actions; every second one ends the task."""
+    """Random episodes of so many actions, or steps of silent video; every second ends the task."""
     rng = np.random.default_rng(seed)
     episodes = []
     for i, n in enumerate(lengths):
@@ -51,6 +55,9 @@ def recorded(spec: Spec, lengths: Sequence[int], seed: int = 0) -> list[Recorded
             else rng.normal(size=(n + 1, *a.shape)).astype(np.float32)
             for key, a in spec.obs.items()
         }
+        if spec.action is None:
+            episodes.append(Recorded(obs, None, None, False))
+            continue
         action = np.stack([np.asarray(spec.action.sample(rng)) for _ in range(n)])
         reward = rng.integers(-3, 4, n).astype(np.float32)
         episodes.append(Recorded(obs, action, reward, bool(i % 2)))
@@ -72,13 +79,14 @@ def store_at(path: Path, source: Source) -> Path:
 
 def steps_of(given: Recorded, spec: Spec) -> dict[str, np.ndarray]:
     """The time steps of an episode, in a loop by the words of the convention."""
-    n = len(given.reward)
+    n = _actions(given)
     rows = []
     for t in range(n + 1):
         row = {f"obs/{key}": given.obs[key][t] for key in spec.obs}
-        zero = np.zeros(spec.action.shape, spec.action.dtype)
-        row["action"] = np.asarray(given.action[t] if t < n else zero)
-        row["reward"] = np.float32(given.reward[t - 1] if t else 0)
+        if given.action is not None and given.reward is not None:
+            zero = np.zeros(spec.action.shape, spec.action.dtype)
+            row["action"] = np.asarray(given.action[t] if t < n else zero)
+            row["reward"] = np.float32(given.reward[t - 1] if t else 0)
         row |= {"is_first": np.bool_(t == 0), "is_last": np.bool_(t == n)}
         row["is_terminal"] = np.bool_(t == n and given.terminal)
         rows.append(row)

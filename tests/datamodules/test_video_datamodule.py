@@ -14,7 +14,7 @@ import torch
 from fitting import Model, Validated, as_rank, fit, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recordings import IMAGES, VECTORS, Memory, buffers, memory, minari_at, recorded, store_at
+from recordings import IMAGES, VECTORS, Memory, buffers, memory, minari_at, store_at
 
 from datamodules import OfflineDataModule, UserError, VideoDataModule
 from datamodules.clips import Clips
@@ -22,7 +22,7 @@ from datamodules.envs.factory import make_env
 from datamodules.episodes import Episodes
 from datamodules.mapped_rows import MappedRows
 from datamodules.sources.opening import open_source
-from datamodules.sources.source import Recorded, Source, step_fields
+from datamodules.sources.source import Recorded, step_fields
 from datamodules.sources.writing import append_episode, store_attributes, write
 from datamodules.spec import ActionSpec, ArraySpec, Spec
 from datamodules.store import EpisodeStore
@@ -36,24 +36,11 @@ def source(tmp_path: Path) -> str:
     return str(store_at(tmp_path / "data", memory(IMAGES, LENGTHS)))
 
 
-class Silent(Source):
-    """Video without actions and rewards."""
-
-    def __init__(self, lengths: tuple[int, ...], fps: list[float] | None = None) -> None:
-        super().__init__()
-        self.name, self.spec, self.lengths = "videos", Spec(SMALL.obs), np.array(lengths)
-        self.fps = None if fps is None else np.array(fps)
-        self._episodes = recorded(SMALL, lengths)
-
-    def read(self, episode: int) -> Recorded:
-        return Recorded(self._episodes[episode].obs, None, None, False)
-
-    def files(self) -> list[Path]:
-        return []
-
-
 def silent_at(path: Path, lengths: tuple[int, ...], fps: list[float] | None = None) -> str:
-    write(Silent(lengths, fps), path, "store")
+    """A store of video without actions and rewards."""
+    video = memory(Spec(SMALL.obs), lengths)
+    video.fps = None if fps is None else np.array(fps)
+    write(video, path, "store")
     return str(path)
 
 

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import UserError
 from datamodules.spec import ActionSpec, ArraySpec, Spec
 from zoo.base import ZooModel, capabilities
 
@@ -50,6 +51,18 @@ def fit(model: Line, steps: int, **options: Any) -> pl.Trainer:
     )
     trainer.fit(model, torch.utils.data.DataLoader(torch.zeros(8, 1)))
     return trainer
+
+
+def test_silent_video_is_refused_by_models_that_need_actions() -> None:
+    silent = Spec({"image": ArraySpec((8, 8, 3), "uint8")})
+    with pytest.raises(UserError, match="line learns from actions, and the data has none"):
+        Line(silent)
+
+    class Watcher(Line):
+        needs_actions = False
+
+    assert Spec.from_dict(Watcher(silent).hparams["spec"]) == silent
+    assert str(silent).endswith("no actions")
 
 
 def test_total_loss_is_weighted_and_keeps_the_parts() -> None:

@@ -55,9 +55,10 @@ def test_presets_are_complete_settings(name: str) -> None:
     assert any(configs.budget(config).values()), "a preset says how long to train"
     assert config["zoo"]["preset"] == name.partition("/")[2]
     expected = set(_callbacks(read_config(configs.DEFAULTS)))
-    if "Imaginer" not in registry.card(name).can:
-        expected -= set(configs.DREAMS)
-        assert not set(configs.DREAMS) & set(_callbacks(config))
+    for ability, useless in (("Imaginer", configs.DREAMS), ("Policy", configs.PLAYS)):
+        if ability not in registry.card(name).can:
+            expected -= set(useless)
+            assert not set(useless) & set(_callbacks(config))
     assert expected <= set(_callbacks(config))
 
 
@@ -68,6 +69,20 @@ def test_a_file_of_a_model_that_does_not_dream_has_no_callbacks_of_dreams(tmp_pa
         path.write_text(yaml.safe_dump({"model": {"class_path": class_path}}))
         found = set(configs.DREAMS) & set(_callbacks(configs.compose(str(path))))
         assert bool(found) == dreams
+
+
+def test_recorded_data_is_read_as_the_model_wants_it() -> None:
+    for target, kind in (
+        ("dreamer-v3/cartpole", configs.OFFLINE_DATA),
+        ("v-jepa", configs.VIDEO_DATA),
+        ("i-jepa/sprites", configs.VIDEO_DATA),
+    ):
+        data = configs.compose(target, source="my-data")["data"]
+        assert data["class_path"] == kind
+        assert data["init_args"]["source"] == "my-data"
+    assert configs.compose("i-jepa/sprites", source="x")["data"]["init_args"]["clip_length"] == 1
+    with pytest.raises(UserError, match="learns from video data: it takes no --env"):
+        configs.compose("v-jepa", env="CartPole-v1")
 
 
 def test_a_model_alone_does_not_say_what_to_train_on() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from recordings import memory, store_at
 from torch import Tensor
 
 import zoo
-from datamodules import EnvDataModule, OfflineDataModule
+from datamodules import EnvDataModule, OfflineDataModule, VideoDataModule
 from datamodules.spec import ActionSpec, ArraySpec, Spec
 from zoo import registry
 from zoo.base import Imagined, ZooModel, capabilities
@@ -28,22 +30,26 @@ ACTIONS = {
     "multi_discrete": ActionSpec("multi_discrete", nvec=(2, 4)),
 }
 CARTPOLE = Spec({"vector": ArraySpec((4,), "float32")}, ActionSpec("discrete", nvec=(2,)))
+VIDEO = Spec({"image": ArraySpec((32, 32, 3), "uint8")}, action=None)
 BATCH, STEPS = 2, 5
 MODELS = zoo.list_models()
 
 
 def specs(name: str) -> list[Spec]:
-    """All kinds of observations, alone and together, with all kinds of actions the card names."""
+    """All kinds of observations, alone and together, with all kinds of actions the card names.
+
+    A model that reads no actions gets data without and with some.
+    """
     card = registry.card(name)
     observations = [OBSERVATIONS[kind] for kind in card.observations]
     if len(observations) > 1:
         observations.append({key: a for part in observations for key, a in part.items()})
-    actions = [ACTIONS[kind] for kind in card.actions] or [ACTIONS["discrete"]]
+    actions = [ACTIONS[kind] for kind in card.actions] or [None, ACTIONS["discrete"]]
     return [Spec(o, a) for o, a in itertools.product(observations, actions)]
 
 
 CASES = [(name, spec) for name in MODELS for spec in specs(name)]
-IDS = [f"{name}-{'+'.join(spec.obs)}-{spec.action.kind}" for name, spec in CASES]
+IDS = [f"{n}-{'+'.join(s.obs)}-{s.action.kind if s.action else 'silent'}" for n, s in CASES]
 every_spec = pytest.mark.parametrize(("name", "spec"), CASES, ids=IDS)
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -58,8 +64,8 @@ def build(name: str, spec: Spec) -> ZooModel:
 def make_batch(model: ZooModel) -> dict[str, Any]:
     """Random sequences by the batch contract, with the context steps the model asks for.
 
-    Contexts of recorded data have returns and time steps in place of the flags; the first begins
-    with a step of padding.
+    Silent video has neither actions nor rewards. Contexts of recorded data have returns and time
+    steps in place of the flags; the first begins with a step of padding.
     """
     spec, lead = model.spec, (BATCH, STEPS + model.replay_context)
     generator = torch.Generator().manual_seed(1)
@@ -70,17 +76,17 @@ def make_batch(model: ZooModel) -> dict[str, Any]:
         high = 256 if len(shape) == 3 else 2
         return torch.randint(high, (*lead, *shape), generator=generator).to(getattr(torch, dtype))
 
-    act = spec.action
-    if act.kind == "box":
-        low, high = torch.tensor(act.low), torch.tensor(act.high)
-        action = low + torch.rand(*lead, len(act.low), generator=generator) * (high - low)
-    else:
-        action = array(act.shape, act.dtype)
-    batch: dict[str, Any] = {
-        "obs": {key: array(a.shape, a.dtype) for key, a in sorted(spec.obs.items())},
-        "action": action,
-        "reward": array((), "float32"),
-    }
+    batch: dict[str, Any] = {}
+    if (act := spec.action) is not None:
+        if act.kind == "box":
+            low, high = torch.tensor(act.low), torch.tensor(act.high)
+            action = low + torch.rand(*lead, len(act.low), generator=generator) * (high - low)
+        else:
+            action = array(act.shape, act.dtype)
+        batch["action"] = action
+    batch["obs"] = {key: array(a.shape, a.dtype) for key, a in sorted(spec.obs.items())}
+    if act is not None:
+        batch["reward"] = array((), "float32")
     if model.replay_sampling == "contexts":
         batch["return_to_go"] = array((), "float32")
         batch["timestep"] = torch.arange(lead[1]).repeat(BATCH, 1)
@@ -140,20 +146,32 @@ class SaveAtEnd(pl.Callback):
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store of random episodes like CartPole's; no environment is built."""
-    path = tmp_path_factory.mktemp("recording") / "data"
-    return str(store_at(path, memory(CARTPOLE, (7, 30, 3, 12))))
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ZooModel], str]:
+    """The store of random episodes, like CartPole's or silent video, that suits a model."""
+    folder = tmp_path_factory.mktemp("recording")
+
+    @cache
+    def made(silent: bool) -> str:
+        data = memory(VIDEO if silent else CARTPOLE, (7, 30, 3, 12))
+        return str(store_at(folder / str(silent), data))
+
+    return lambda model: made(model.spec.action is None)
 
 
-def recorded_data(model: ZooModel, recording: str) -> OfflineDataModule:
-    """Sequences of the length that the model acts on, if it has one."""
+def recorded_data(
+    model: ZooModel, recording: Callable[[ZooModel], str]
+) -> OfflineDataModule | VideoDataModule:
+    """Sequences of the length that the model acts on, if it has one; or clips."""
+    if model.spec.action is None:
+        return VideoDataModule(recording(model), batch_size=4, clip_length=4)
     length = getattr(model, "context", 4)
-    return OfflineDataModule(recording, batch_size=2, sequence_length=length)
+    return OfflineDataModule(recording(model), batch_size=2, sequence_length=length)
 
 
-def cartpole_data(model: ZooModel, directory: Path, recording: str) -> pl.LightningDataModule:
-    """CartPole, played or, for models that do not learn online, recorded."""
+def small_data(
+    model: ZooModel, directory: Path, recording: Callable[[ZooModel], str]
+) -> pl.LightningDataModule:
+    """CartPole, played or, for models that do not learn online, recorded; or silent video."""
     if "online" not in registry.card(model.name).data:
         return recorded_data(model, recording)
     return EnvDataModule(
@@ -190,8 +208,10 @@ def fit(
     return trainer
 
 
-def cartpole(name: str) -> ZooModel:
+def for_small_data(name: str) -> ZooModel:
     card = registry.card(name)
+    if not card.actions:
+        return build(name, VIDEO)
     if not {"online", "offline"} & set(card.data) or "vector" not in card.observations:
         pytest.skip("does not learn from vector environments")
     return build(name, CARTPOLE)
@@ -293,7 +313,7 @@ def test_encoder_and_replay_latents(name: str, spec: Spec) -> None:
         pytest.skip("is neither")
     if "Encoder" in can:
         encoded = model.encode(batch["obs"])
-        assert encoded.shape[:2] == batch["reward"].shape
+        assert encoded.shape[:2] == next(iter(batch["obs"].values())).shape[:2]
         assert encoded.dim() == 3
     if "ReplayLatents" in can:
         _, state = model.act(first_obs(model), model.initial_state(BATCH), explore=True)
@@ -306,10 +326,12 @@ def test_encoder_and_replay_latents(name: str, spec: Spec) -> None:
 
 @every_model
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_fits(name: str, precision: Any, recording: str, tmp_path: Path) -> None:
-    model = cartpole(name)
+def test_fits(
+    name: str, precision: Any, recording: Callable[[ZooModel], str], tmp_path: Path
+) -> None:
+    model = for_small_data(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    data = cartpole_data(model, tmp_path, recording)
+    data = small_data(model, tmp_path, recording)
     trainer = fit(model, data, tmp_path, precision=precision)
     assert model.updates == trainer.global_step == 2
     assert model.env_steps >= 16 or "online" not in registry.card(name).data
@@ -321,13 +343,13 @@ def test_fits(name: str, precision: Any, recording: str, tmp_path: Path) -> None
 
 @every_model
 def test_fits_offline_without_an_environment_and_resumes(
-    name: str, recording: str, tmp_path: Path
+    name: str, recording: Callable[[ZooModel], str], tmp_path: Path
 ) -> None:
-    if "offline" not in registry.card(name).data:
+    if registry.card(name).data == ("online",):
         pytest.skip("does not learn from recorded data")
 
     def run(folder: str, updates: int, resume: Path | None = None) -> ZooModel:
-        model = cartpole(name)
+        model = for_small_data(name)
         fit(model, recorded_data(model, recording), tmp_path / folder, updates, resume)
         return model
 
@@ -343,9 +365,11 @@ def test_fits_offline_without_an_environment_and_resumes(
 
 
 @every_model
-def test_checkpoints_load_as_plain_weights(name: str, recording: str, tmp_path: Path) -> None:
-    model = cartpole(name)
-    fit(model, cartpole_data(model, tmp_path, recording), tmp_path)
+def test_checkpoints_load_as_plain_weights(
+    name: str, recording: Callable[[ZooModel], str], tmp_path: Path
+) -> None:
+    model = for_small_data(name)
+    fit(model, small_data(model, tmp_path, recording), tmp_path)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["zoo"]["model"] == name
     loaded = zoo.load(tmp_path / "last.ckpt")

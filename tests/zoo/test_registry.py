@@ -68,8 +68,10 @@ def test_patterns_choose_models(toy: None) -> None:
         "dreamer-v1",
         "dreamer-v2",
         "dreamer-v3",
+        "i-jepa",
         "planet",
         "toy",
+        "v-jepa",
         "world-models",
     ]
     assert zoo.list_models("nothing*") == []
@@ -133,7 +135,9 @@ def test_a_broken_package_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) 
             "dreamer-v1",
             "dreamer-v2",
             "dreamer-v3",
+            "i-jepa",
             "planet",
+            "v-jepa",
             "world-models",
         ]
     messages = [str(w.message) for w in warned]

@@ -161,7 +161,7 @@ def _apply(config: configs.Config, options: argparse.Namespace, directory: Path,
     budget, trainer = configs.budget(config), config["trainer"]
     limits = [budget.get("env_steps"), budget.get("updates"), trainer.get("max_time")]
     unlimited = trainer.get("max_epochs") in (-1, None) and trainer.get("max_steps", -1) == -1
-    recorded = (config.get("data") or {}).get("class_path") == configs.OFFLINE_DATA
+    recorded = (config.get("data") or {}).get("class_path") in configs.RECORDED_DATA
     if recorded and budget.get("env_steps") and not budget.get("updates"):
         raise UserError("recorded data has no env steps: say how long to train by --updates N")
     if unlimited and not any(limits):

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
             ("can", "; ".join(f"{name}: {ABILITIES.get(name, name)}" for name in card.can)),
             ("learns from", ", ".join(card.data)),
             ("observations", ", ".join(card.observations)),
-            ("actions", ", ".join(card.actions)),
+            ("actions", ", ".join(card.actions) or "none needed, none read"),
             ("class", card.class_path),
             ("licence", card.licence),
         ]

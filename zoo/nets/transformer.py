@@ -1,7 +1,8 @@
 """A causal transformer in the manner of GPT-2, with a cache of keys and values for acting.
 
 Blocks are x + attention(norm(x)), then x + mlp(norm(x)), with a norm after the last (Radford et
-al., 2019). Tokens come embedded, positions included: the transformer adds none of its own.
+al., 2019). Tokens come embedded, positions included: the transformer adds none of its own. The
+blocks are also those of vision transformers, where all tokens see each other (`vit.py`).
 """
 
 from __future__ import annotations
@@ -24,30 +25,42 @@ class Block(nn.Module):
         heads: of the attention; they share the width.
         dropout: of attention weights and of what is added to the tokens.
         activation: one of `ACTIVATIONS`.
+        eps: of the LayerNorms.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float, activation: str) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float, activation: str, eps: float = 1e-5
+    ) -> None:
         super().__init__()
         self.width, self.heads, self.dropout = width, heads, dropout
         self.activation = ACTIVATIONS[activation]
-        self.attention_norm = nn.LayerNorm(width)
+        self.attention_norm = nn.LayerNorm(width, eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_norm = nn.LayerNorm(width, eps)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, mask: Tensor, read: slice) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        read: slice = slice(None),
+        rotation: Tensor | None = None,
+    ) -> Tensor:
         """Maps tokens (B, T, D) to those at the positions `read`, (B, R, D).
 
         Args:
             x: tokens.
             mask: (..., T, T), added to the attention's logits: 0, or -inf where row may not see
-                column.
+                column. Without one all see all.
             read: the positions that are needed.
+            rotation: (B or 1, T, D / heads) by which angle each pair of features of queries and
+                keys is turned, as cosines and then sines; see `rotate`.
         """
         query, memory = self._query_and_memory(x, read)
-        return self._attend(x[:, read], query, memory, mask[..., read, :])
+        mask = None if mask is None else mask[..., read, :]
+        return self._attend(x[:, read], query, memory, mask, rotation, read)
 
     def extend(
         self, x: Tensor, cache: Tensor, rows: Tensor, memory: Tensor, seen: Tensor, read: slice
@@ -76,11 +89,21 @@ class Block(nn.Module):
         query = F.linear(x[:, read], weights[0], biases[0])
         return query, F.linear(x, weights[1], biases[1])
 
-    def _attend(self, x: Tensor, query: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+    def _attend(
+        self,
+        x: Tensor,
+        query: Tensor,
+        memory: Tensor,
+        mask: Tensor | None,
+        rotation: Tensor | None = None,
+        read: slice = slice(None),
+    ) -> Tensor:
         batch, places, size = x.shape[0], (self.heads, self.width // self.heads), self.width
         query = query.view(batch, -1, *places).transpose(1, 2)
         key = memory[..., :size].view(batch, -1, *places).transpose(1, 2)
         value = memory[..., size:].view(batch, -1, *places).transpose(1, 2)
+        if rotation is not None:
+            query, key = rotate(query, rotation[:, None, read]), rotate(key, rotation[:, None])
         dropout = self.dropout if self.training else 0.0
         seen = F.scaled_dot_product_attention(query, key, value, mask, dropout)
         x = x + self._drop(self.project(seen.transpose(1, 2).reshape(batch, -1, size)))
@@ -89,6 +112,18 @@ class Block(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training else x
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turns pairs of neighbouring features (..., F) by angles (Su et al., 2021).
+
+    Args:
+        x: features, F even.
+        rotation: (..., F) the cosines of the F / 2 angles, then their sines.
+    """
+    cos, sin = rotation.to(x.dtype).chunk(2, -1)
+    even, odd = x[..., ::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
 
 
 class CausalTransformer(nn.Module):

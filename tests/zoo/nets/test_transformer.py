@@ -92,6 +92,31 @@ def test_sequences_in_a_batch_may_stand_in_different_places() -> None:
     torch.testing.assert_close(out[:, 0], wanted[rows, where])
 
 
+def test_without_a_mask_all_see_all() -> None:
+    block, x = build().blocks[0], tokens()
+    out = block(x)
+    torch.testing.assert_close(out, block(x, torch.zeros(STEPS, STEPS)))
+    assert not torch.isclose(out, block(x, everything()))[:, 0].any()
+    torch.testing.assert_close(block(x, read=slice(2, 4)), out[:, 2:4])
+
+
+def test_rotations_belong_to_tokens_also_where_only_some_are_read() -> None:
+    block, x = build().blocks[0], tokens()
+    angle = torch.arange(STEPS)[None, :, None] * torch.tensor([1.0, 0.5, 0.2, 0.1])
+    rotation = torch.cat([angle.cos(), angle.sin()], -1)
+    out = block(x, rotation=rotation)
+    torch.testing.assert_close(block(x, read=slice(3, None), rotation=rotation), out[:, 3:])
+    torch.testing.assert_close(block(x, rotation=rotate_by(rotation, 2.0)), out)
+    assert not torch.isclose(out, block(x)).any(-1).all()
+
+
+def rotate_by(rotation: torch.Tensor, steps: float) -> torch.Tensor:
+    """The rotations of tokens that all stand `steps` further on."""
+    cos, sin = rotation.chunk(2, -1)
+    angle = torch.atan2(sin, cos) + steps * torch.tensor([1.0, 0.5, 0.2, 0.1])
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
 def test_weights_start_as_in_gpt2() -> None:
     torch.manual_seed(0)
     model = CausalTransformer(128, 2, 1)

@@ -1,0 +1,1 @@
+"""What the joint-embedding predictive architectures share."""
