@@ -67,6 +67,18 @@ class ReturnConditioned(Protocol):
 
 
 @runtime_checkable
+class GoalConditioned(Protocol):
+    """A policy that acts towards a goal.
+
+    Attributes:
+        goal_key: under which observations have what the goal looks like, when it acts. Data to
+            learn from need not have it.
+    """
+
+    goal_key: str
+
+
+@runtime_checkable
 class Imaginer(Protocol):
     """Filters real sequences and dreams on from them."""
 
@@ -119,6 +131,7 @@ class ReplayLatents(Protocol):
 PROTOCOLS: tuple[type, ...] = (
     Policy,
     ReturnConditioned,
+    GoalConditioned,
     Imaginer,
     Encoder,
     LatentActions,

@@ -158,7 +158,7 @@ def _play(model: Any, envs: Sequence[gym.Env], seeds: Sequence[int], explore: bo
         if rewarded is not None:
             earned = torch.tensor([episode.reward for episode in running], device=model.device)
             state = rewarded(state, earned)
-        obs = _batch([episode.obs for episode in running], model.spec, model.device)
+        obs = _batch([episode.obs for episode in running], model)
         action, state = model.act(obs, state, explore=explore)
         ended = [e.step(a) for e, a in zip(running, action.cpu().numpy(), strict=True)]
         if not any(ended):
@@ -179,13 +179,13 @@ def _play(model: Any, envs: Sequence[gym.Env], seeds: Sequence[int], explore: bo
     return EvalResult(tuple(returns), tuple(lengths))
 
 
-def _batch(
-    observations: list[dict[str, np.ndarray]], spec: Spec, device: torch.device
-) -> dict[str, Tensor]:
-    """Stacks observations to one tensor (B, ...) for each key of the spec."""
+def _batch(observations: list[dict[str, np.ndarray]], model: Any) -> dict[str, Tensor]:
+    """Stacks observations to one tensor (B, ...) for each key of the spec, and for the goal."""
+    goal = getattr(model, "goal_key", None)
+    keys = dict.fromkeys([*model.spec.obs, *([goal] if goal in observations[0] else [])])
     return {
-        key: torch.from_numpy(np.stack([obs[key] for obs in observations])).to(device)
-        for key in spec.obs
+        key: torch.from_numpy(np.stack([obs[key] for obs in observations])).to(model.device)
+        for key in keys
     }
 
 

@@ -36,6 +36,11 @@ def continued_return(imagined: Imagined) -> Tensor:
     return (imagined.reward.float() * reached).sum(1)
 
 
+def last_reward(imagined: Imagined) -> Tensor:
+    """Predicted reward (N,) of the last step: where a plan ends is all that counts."""
+    return imagined.reward[:, -1].float()
+
+
 def weighted_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (B, ...) of x (B, K, ...) under weights (B, K) that sum to one."""
     weights = weights.view(*weights.shape, *(1,) * (x.dim() - 2))
@@ -79,6 +84,7 @@ class CEM:
 
     Args:
         horizon: actions H that a plan looks ahead.
+        block: successive actions that are the same, so that there are H / block to choose.
         iterations: how often the belief is refitted.
         candidates: action sequences of each environment in an iteration.
         elites: how many of them refit the belief.
@@ -90,6 +96,7 @@ class CEM:
 
     box_only: ClassVar[bool] = False
     horizon: int = 12
+    block: int = 1
     iterations: int = 10
     candidates: int = 1000
     elites: int = 100
@@ -99,6 +106,8 @@ class CEM:
 
     def __post_init__(self) -> None:
         self._require("horizon", self.horizon >= 1, "at least 1")
+        divides = self.block >= 1 and self.horizon % self.block == 0
+        self._require("block", divides, f"a divisor of the horizon {self.horizon}")
         self._require("iterations", self.iterations >= 1, "at least 1")
         self._require("elites", 1 <= self.elites <= self.candidates, f"in [1, {self.candidates}]")
         self._require("init_std", self.init_std > 0, "positive")
@@ -137,6 +146,7 @@ class CEM:
         batch, device = len(any_state), any_state.device
         uniform = _uniform(spec, device).repeat(batch, self.horizon, 1)
         mean = uniform if previous is None else _shift(spec, previous, uniform)
+        mean, uniform = (x.unflatten(1, (-1, self.block)).mean(2) for x in (mean, uniform))
         std = torch.full_like(mean, self.init_std)
         proposals = self._proposals(imaginer, state, codec)
         starts = _repeat(state, self.candidates)
@@ -146,7 +156,7 @@ class CEM:
             sequences = _sample(spec, mean, std, uniform, drawn)
             if proposals is not None:
                 sequences = torch.cat([sequences, proposals], 1)
-            actions = codec.decode(sequences.flatten(0, 1))
+            actions = codec.decode(self._held(sequences.flatten(0, 1)))
             scores = score(imaginer.imagine(starts, actions, self.horizon)).float()
             scores = scores.reshape(batch, self.candidates)
             scores = scores.masked_fill(~scores.isfinite(), -torch.inf)
@@ -163,6 +173,7 @@ class CEM:
                 "world model has diverged, load an earlier checkpoint"
             )
         value = (weights * scores.nan_to_num()).sum(1)
+        mean, std = self._held(mean), self._held(std)
         return Plan(codec.decode(mean), value, mean, std)
 
     def _weights(self, scores: Tensor) -> Tensor:
@@ -178,7 +189,11 @@ class CEM:
             return None
         starts = _repeat(state, self.policy_candidates)
         actions = codec.encode(imaginer.imagine(starts, None, self.horizon).action)
-        return actions.clamp(-1, 1).unflatten(0, (-1, self.policy_candidates))
+        return actions[:, :: self.block].clamp(-1, 1).unflatten(0, (-1, self.policy_candidates))
+
+    def _held(self, blocks: Tensor) -> Tensor:
+        """Each of the (N, H / block, E) choices for as many actions as a block has: (N, H, E)."""
+        return blocks.repeat_interleave(self.block, 1) if self.block > 1 else blocks
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:

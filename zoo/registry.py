@@ -35,6 +35,7 @@ BUILT_IN = (
     "zoo.decision_transformer.card:CARD",
     "zoo.i_jepa.card:CARD",
     "zoo.v_jepa.card:CARD",
+    "zoo.jepa_wm.card:CARD",
 )
 
 DataKind = Literal["online", "offline", "video"]

@@ -145,6 +145,8 @@ def test_capabilities_are_the_protocols_whose_members_are_there() -> None:
     Video.num_latent_actions = 3  # type: ignore[attr-defined]
     assert capabilities(Video()) == ["LatentActions"]
     assert capabilities(Line) == []
+    Actor.goal_key = "goal"  # type: ignore[attr-defined]
+    assert capabilities(Actor) == ["Policy", "GoalConditioned"]
 
 
 def test_a_spec_may_be_plain_data() -> None:

@@ -104,7 +104,12 @@ def make_batch(model: ZooModel) -> dict[str, Any]:
 
 
 def first_obs(model: ZooModel) -> dict[str, Tensor]:
-    return {key: value[:, 0] for key, value in make_batch(model)["obs"].items()}
+    """What a policy acts on; a goal looks like an observation."""
+    obs = make_batch(model)["obs"]
+    if "GoalConditioned" in capabilities(model):
+        goal_key: str = model.goal_key  # type: ignore[assignment]
+        obs[goal_key] = next(iter(obs.values())).flip(0)
+    return {key: value[:, 0] for key, value in obs.items()}
 
 
 def outputs(model: ZooModel) -> dict[str, Tensor]:

@@ -125,6 +125,34 @@ def test_bounds_of_actions_may_be_rounded(high: float, fits: bool) -> None:
     assert ours.agrees(theirs) == fits
 
 
+class Seeker(Counter):
+    """Keeps the observations that it gets."""
+
+    goal_key = "goal"
+
+    def act(self, obs, state, *, explore: bool):
+        self.seen = obs
+        return super().act(obs, state, explore=explore)
+
+
+def test_a_policy_that_has_a_goal_is_shown_it_where_there_is_one() -> None:
+    class Goals(Counting):
+        def reset(self, **options):
+            obs, info = super().reset(**options)
+            return {**obs, "goal": np.full(2, 5.0), "other": np.zeros(1)}, info
+
+        def step(self, action):
+            obs, *rest = super().step(action)
+            return {**obs, "goal": np.full(2, 5.0), "other": np.zeros(1)}, *rest
+
+    seeker, keys = Seeker(), set(Counter.spec.obs)
+    evaluate(seeker, Goals, episodes=3, seed=0)
+    assert seeker.seen.keys() == keys | {"goal"}
+    assert seeker.seen["goal"][0].tolist() == [5.0, 5.0]
+    evaluate(seeker, Counting, episodes=3, seed=0)
+    assert seeker.seen.keys() == keys
+
+
 def test_exploring_is_passed_on() -> None:
     assert evaluate(Counter(), Counting, 5, 0, explore=True).return_mean == 0.0
 

@@ -19,6 +19,7 @@ from zoo.planning import (
     MPPI,
     Plan,
     continued_return,
+    last_reward,
     predicted_return,
     weighted_moments,
 )
@@ -288,6 +289,47 @@ def test_stays_in_the_bounds_of_the_environment(kind: str) -> None:
     torch.testing.assert_close(plan.action[:, 0], torch.tensor([[2.0, 0.0]] * 2), atol=0.1, rtol=0)
 
 
+class TestBlocks:
+    def test_the_actions_of_a_block_are_the_same(self) -> None:
+        targets = torch.tensor([[0.0], [0.2], [0.4], [-0.5], [-0.7], [-0.9]])
+        toy = Toy(steps_to(targets))
+        planner = manual("cem", horizon=6, block=3, candidates=400, elites=20, iterations=8)
+        plan = planner.plan(toy, start(2), UNIT)
+        assert plan.action.shape == plan.mean.shape == plan.std.shape == (2, 6, 1)
+        for actions in (*toy.calls, plan.action, plan.mean, plan.std):
+            blocks = actions.view(-1, 2, 3)
+            assert torch.equal(blocks, blocks[..., :1].expand_as(blocks))
+        expected = torch.tensor([[0.2], [-0.7]]).repeat_interleave(3, 0)
+        torch.testing.assert_close(plan.action, expected.expand(2, 6, 1), atol=0.05, rtol=0)
+
+    def test_of_choices(self) -> None:
+        codec = ActionCodec(ActionSpec("multi_discrete", nvec=(2, 5)))
+        toy = Toy(lambda state, actions: ((actions == torch.tensor([1, 3])).sum(-1).float(), {}))
+        plan = manual("cem", horizon=4, block=2).plan(toy, start(), codec)
+        assert plan.action.tolist() == [[[1, 3]] * 4]
+        assert all(torch.equal(actions[:, ::2], actions[:, 1::2]) for actions in toy.calls)
+
+    def test_a_warm_start_is_the_mean_of_what_was_planned_for_a_block(self) -> None:
+        toy = Toy(steps_to(torch.zeros(1)))
+        planner = manual("cem", horizon=4, block=2, elites=5, iterations=1, init_std=1e-4)
+        previous = torch.tensor([[[0.1], [0.5], [-0.9], [0.4]]])
+        planner.plan(toy, start(), UNIT, previous=previous)
+        expected = torch.tensor([[-0.2, -0.2, 0.2, 0.2]])
+        torch.testing.assert_close(toy.calls[0].mean(0).T, expected, atol=1e-3, rtol=0)
+
+    def test_the_own_policys_proposals_are_held(self) -> None:
+        toy = Toy(steps_to(torch.zeros(1)), own=torch.tensor([[0.3], [0.6], [-0.5], [0.9]]))
+        planner = manual("cem", horizon=4, block=2, candidates=50, elites=5, policy_candidates=3)
+        planner.plan(toy, start(), UNIT)
+        expected = torch.tensor([0.3, 0.3, -0.5, -0.5]).expand(3, 4)
+        torch.testing.assert_close(toy.calls[0][-3:, :, 0], expected)
+
+    @pytest.mark.parametrize("block", [0, 5, 24])
+    def test_must_divide_the_horizon(self, block: int) -> None:
+        with pytest.raises(UserError, match=f"a divisor of the horizon 12, got {block}"):
+            CEM(block=block)
+
+
 class TestWarmStart:
     previous = torch.tensor([[[0.1], [0.5], [-0.9]], [[0.0], [0.0], [0.0]]])
 
@@ -324,6 +366,12 @@ class TestWarmStart:
     def test_a_plan_of_another_horizon_is_no_start(self) -> None:
         with pytest.raises(RuntimeError):
             CEM(horizon=5).plan(Toy(walk), start(2), UNIT, previous=self.previous)
+
+
+def test_the_last_reward_alone() -> None:
+    reward = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, -6.0]])
+    imagined = Imagined(reward, torch.ones_like(reward), {}, reward)
+    assert last_reward(imagined).tolist() == [3.0, -6.0]
 
 
 @pytest.mark.parametrize("kind", ["cem", "mppi"])

@@ -13,6 +13,7 @@ HELP = "what a model can do, its sizes, presets and paper"
 
 ABILITIES = {
     "Policy": "acts in an environment",
+    "GoalConditioned": "acts towards a goal that observations show",
     "Imaginer": "dreams ahead from real data",
     "Encoder": "turns observations into features",
     "LatentActions": "infers actions from video",

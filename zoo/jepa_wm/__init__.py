@@ -1,0 +1,1 @@
+"""Action-conditioned JEPA; the LightningModule is `zoo.jepa_wm.module.JEPAWorldModel`."""
