@@ -41,6 +41,24 @@ def test_every_evaluation_has_other_seeds_but_runs_agree(tmp_path):
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
+def test_updates_may_decide_when_and_a_resumed_run_agrees(tmp_path):
+    """Of a model that has collected all of its env steps before it learns."""
+
+    def fit(name, updates, resume=None):
+        evaluation = Evaluation(every_env_steps=1, episodes=2, every_updates=4)
+        data = TinyData()
+        trainer(tmp_path / name, Budget(updates=updates), evaluation).fit(
+            TinyModel(), data, ckpt_path=resume, weights_only=resume and True
+        )
+
+    fit("once", 11)
+    fit("twice", 6)
+    fit("twice", 11, tmp_path / "twice" / "checkpoints" / "last.ckpt")
+    measured = [r for r in rows(tmp_path / "once") if r[2].startswith("eval/return_mean")]
+    assert [int(r[0]) for r in measured] == [4, 8]
+    assert rows(tmp_path / "once") == rows(tmp_path / "twice")
+
+
 def test_undisturbed_leaves_no_trace():
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
 
@@ -69,5 +87,7 @@ def test_undisturbed_leaves_no_trace():
 def test_bad_arguments_are_refused():
     with pytest.raises(UserError, match="Evaluation: every_env_steps is 0"):
         Evaluation(every_env_steps=0)
+    with pytest.raises(UserError, match="Evaluation: every_updates is 0"):
+        Evaluation(every_updates=0)
     with pytest.raises(UserError, match="episodes is 0"):
         Evaluation(episodes=0)
