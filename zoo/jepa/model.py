@@ -115,6 +115,9 @@ class MaskedJEPA(ZooModel):
     """
 
     needs_actions: ClassVar[bool] = False
+    collapse_remedy: ClassVar[str] = (
+        "let the target move more slowly (ema nearer to 1), or lower the learning rate"
+    )
     axes: ClassVar[int]
 
     def __init__(

@@ -108,6 +108,10 @@ class JEPAWorldModel(
 
     name: ClassVar[str] = "jepa-wm"
     goal_key: ClassVar[str] = "goal"
+    collapse_remedy: ClassVar[str] = (
+        "set prevention to vicreg or sigreg, or raise the weights of its terms (variance, "
+        "inverse_dynamics)"
+    )
 
     def __init__(
         self,
@@ -440,6 +444,12 @@ class JEPAWorldModel(
     def encode(self, obs: Obs) -> Tensor:
         """Latents (B, T, D)."""
         return self.embed(obs[self.image])
+
+    @torch.no_grad()
+    def encode_before(self, obs: Obs) -> Tensor:
+        """What the final norm gets, (B, T, D)."""
+        out: Tensor = self.encoder(obs[self.image])
+        return out
 
     @torch.no_grad()
     def observe(self, batch: Batch) -> State:

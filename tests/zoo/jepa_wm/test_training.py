@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import torch.multiprocessing as mp
 from dots import SIDE, DotEnv, build, sequences, spec, truth
 
 import zoo
+from callbacks.collapse import CollapseMonitor
+from callbacks.logger import RunLogger
 from datamodules import EnvDataModule, EpisodeStore, OfflineDataModule
 from datamodules.errors import UserError
 from datamodules.sources.source import step_fields
@@ -53,6 +58,53 @@ def test_without_prevention_they_do() -> None:
     found = learn(120, prevention="none")
     assert found["feature_std"] < 0.15
     assert found["copy_ratio"] > 0.8
+
+
+class Dots(pl.LightningDataModule):
+    """Endless batches of fresh dots."""
+
+    def train_dataloader(self) -> Iterator[dict[str, Any]]:
+        return (sequences(24, 5, seed=update) for update in count())
+
+
+def monitored(prevention: str, tmp_path: Path) -> dict[str, list[float]]:
+    """What the monitor logs, and whether it warns."""
+    model, logger = build(latent=16, hidden=64, prevention=prevention, lr=3e-3), RunLogger(tmp_path)
+    trainer = pl.Trainer(
+        max_steps=200,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=logger,
+        log_every_n_steps=10,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[CollapseMonitor(every_updates=40)],
+    )
+    trainer.fit(model, datamodule=Dots())
+    found: dict[str, list[float]] = {}
+    for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]:
+        _, _, metric, value = line.split(",")
+        found.setdefault(metric, []).append(float(value))
+    return found
+
+
+def test_the_monitor_names_a_collapse_and_its_remedy(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"have collapsed: .* of copying; set prevention to vic"):
+        found = monitored("none", tmp_path)
+    assert len(found["eval/feature_std"]) == 5
+    assert found["eval/feature_std"][-1] < 0.1
+    assert found["eval/feature_std"][-1] < found["eval/feature_std"][0]
+
+
+def test_the_monitor_is_silent_where_nothing_collapses(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*have collapsed")
+        found = monitored("vicreg", tmp_path)
+    assert found["eval/feature_std"][-1] > 0.7
+    assert found["eval/feature_std_before"][-1] > 0.5
+    assert found["eval/covariance_rank"][-1] > 2
+    assert found["eval/rank_me"][-1] > 4
 
 
 def halves(rank: int | None) -> dict[str, Any]:
