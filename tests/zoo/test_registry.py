@@ -11,6 +11,17 @@ from datamodules import ActionSpec, ArraySpec, Spec, UserError
 from zoo import registry
 
 SPEC = Spec({"vector": ArraySpec((3,), "float32")}, ActionSpec("discrete", nvec=(2,)))
+BUILT_IN = [
+    "decision-transformer",
+    "dreamer-v1",
+    "dreamer-v2",
+    "dreamer-v3",
+    "i-jepa",
+    "jepa-wm",
+    "planet",
+    "v-jepa",
+    "world-models",
+]
 
 THIRD_PARTY = """
 from dataclasses import replace
@@ -63,17 +74,7 @@ def _own_catalogue():
 
 def test_patterns_choose_models(toy: None) -> None:
     assert zoo.list_models("dreamer*") == ["dreamer-v1", "dreamer-v2", "dreamer-v3"]
-    assert zoo.list_models() == [
-        "decision-transformer",
-        "dreamer-v1",
-        "dreamer-v2",
-        "dreamer-v3",
-        "i-jepa",
-        "planet",
-        "toy",
-        "v-jepa",
-        "world-models",
-    ]
+    assert zoo.list_models() == sorted([*BUILT_IN, "toy"])
     assert zoo.list_models("nothing*") == []
 
 
@@ -100,8 +101,7 @@ def test_create_takes_the_presets_settings_and_options_win(toy: None) -> None:
         ("toy/wid", "unknown preset of toy 'wid' \\(did you mean 'wide'\\?\\)"),
         (
             "xxxx",
-            "unknown model 'xxxx' \\(there is decision-transformer, dreamer-v1, dreamer-v2, "
-            "dreamer-v3, planet, toy, world-models\\)",
+            f"unknown model 'xxxx' \\(there is {', '.join(sorted([*BUILT_IN, 'toy']))}\\)",
         ),
     ],
 )
@@ -130,16 +130,7 @@ def test_a_broken_package_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) 
         ("again", "zoo.dreamer_v3.card:CARD"),
     )
     with pytest.warns(UserWarning, match="is left out") as warned:
-        assert zoo.list_models() == [
-            "decision-transformer",
-            "dreamer-v1",
-            "dreamer-v2",
-            "dreamer-v3",
-            "i-jepa",
-            "planet",
-            "v-jepa",
-            "world-models",
-        ]
+        assert zoo.list_models() == BUILT_IN
     messages = [str(w.message) for w in warned]
     assert any("'gone'" in m and "no_such_package" in m for m in messages)
     assert any("'odd'" in m and "not a ModelCard" in m for m in messages)

@@ -321,7 +321,7 @@ class TestParts:
 
     def test_video_without_actions(self) -> None:
         silent = Spec({"image": ArraySpec((SIDE, SIDE, 1), "uint8")}, None)  # type: ignore[arg-type]
-        with pytest.raises(UserError, match="learns what actions lead to"):
+        with pytest.raises(UserError, match="learns from actions, and the data has none"):
             JEPAWorldModel(silent)
 
 
