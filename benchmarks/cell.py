@@ -47,6 +47,11 @@ METRICS = frozenset(
         "achieved",
         "data_top10_return",
         "probe_r2",
+        "probe_knn_r2",
+        "probe_attentive_r2",
+        "feature_std",
+        "rank_me",
+        "covariance_rank",
         "latent_action_purity",
         "delta_t_psnr",
         "tokenizer_psnr",
@@ -54,11 +59,11 @@ METRICS = frozenset(
         "dream_fps",
     }
 )
-_CURVE = "eval/return_mean"
 # Seconds of training at an evaluation, measuring excluded.
 _WALL = "time/wall_s"
-# Scores of the policy at one evaluation belong to the curve; the final evaluation has its own.
+# Scores at one evaluation belong to the curve; the final evaluation has its own.
 _FINAL_ONLY = frozenset({"return_mean", "return_std", "success_rate"})
+RETURN = "return_mean"
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class Cell:
         eval_episodes: episodes of each of those evaluations.
         base: the preset that `options` change, where `preset` is the name of a variant.
         options: options of `zoo fit` that win over the preset.
+        score: the metric that is compared: the return, or what a probe reads out of features.
+        probe: for a suite of probes, what is probed for; see `benchmarks.probed`.
     """
 
     model: str
@@ -86,6 +93,8 @@ class Cell:
     eval_episodes: int = 10
     base: str = ""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    score: str = RETURN
+    probe: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -112,11 +121,11 @@ class Runner(Protocol):
         """Train to the budget, continuing whatever an earlier attempt left in `run`."""
 
     def evaluate(self, cell: Cell, run: Path) -> Mapping[str, Any]:
-        """Play `cell.episodes` fresh episodes with the best checkpoint.
+        """Play `cell.episodes` fresh episodes with the best checkpoint, or probe its features.
 
         Returns:
-            At least `return_mean`, `return_std` and `episodes`; other keys that are in `METRICS`
-            become rows as well.
+            At least `cell.score` and `episodes` (how many it is a mean of); other keys that are in
+            `METRICS` become rows as well.
         """
 
 
@@ -154,7 +163,7 @@ def run_cell(
     with _exclusive(folder):
         _claim(cell, folder / "cell.json")
         if not result.exists():
-            runner = runner or find_runner(model)
+            runner = runner or find_runner(cell)
             run = cell.run(out)
             runner.train(cell, run)
             final = runner.evaluate(cell, run)
@@ -163,11 +172,15 @@ def run_cell(
     return read_json(result)
 
 
-def find_runner(model: str) -> Runner:
-    """The runner of a baseline if the name is one, otherwise the zoo's."""
+def find_runner(cell: Cell) -> Runner:
+    """The runner of probes or of a baseline if the cell is one, otherwise the zoo's."""
     from benchmarks.baselines import BASELINES, BaselineRunner
 
-    return BaselineRunner() if model in BASELINES else ZooRunner()
+    if cell.probe:
+        from benchmarks.probed import ProbeRunner
+
+        return ProbeRunner()
+    return BaselineRunner() if cell.model in BASELINES else ZooRunner()
 
 
 class ZooRunner:
@@ -178,10 +191,9 @@ class ZooRunner:
         from zoo import configs
         from zoo.commands import fit
 
-        config = configs.compose(f"{cell.model}/{cell.base or cell.preset}")
-        env = config["data"]["init_args"]["env"]
-        if env != cell.task:
-            preset = f"{cell.model}/{cell.base or cell.preset}"
+        preset = f"{cell.model}/{cell.base or cell.preset}"
+        env = configs.compose(preset)["data"]["init_args"].get("env")
+        if env != cell.task and not cell.probe:  # recordings need no environment to be learnt from
             raise UserError(f"preset {preset} is for {env}, not for {cell.task}")
         command = [*fit_command(cell, run), "--resume"]
         code = fit.main(command)
@@ -271,20 +283,22 @@ def collect_rows(cell: Cell, run: Path, final: Mapping[str, Any]) -> list[Row]:
 
     episodes = _callback_option(run, "Evaluation", "episodes") or cell.eval_episodes
     starts = _callback_option(run, "DreamRealityGap", "starts") or episodes
-    rows = [at(line, "return_mean", episodes) for line in logged if line.metric == _CURVE]
+    curve = f"eval/{cell.score}"
+    rows = [at(line, cell.score, episodes) for line in logged if line.metric == curve]
     for line in logged:
         metric = line.metric.removeprefix("eval/")
-        if metric != line.metric and _base(metric) in METRICS - _FINAL_ONLY:
+        if metric != line.metric and _base(metric) in METRICS - _FINAL_ONLY - {cell.score}:
             rows.append(at(line, metric, starts))
     if wall_s:
         rows.append(at_end("updates_per_s", updates / wall_s))
         rows.append(at_end("env_steps_per_s", env_steps / wall_s))
     rows.append(at_end("peak_rss_mb", peak_rss_mb()))
     n = int(final["episodes"])
+    last = [key for key in ("return_std", cell.score) if key in final]
     for key in final:
-        if _base(key) in METRICS - {"return_mean", "return_std"}:
+        if _base(key) in METRICS - set(last):
             rows.append(at_end(key, final[key], 1 if key == "params" else n))
-    return [*rows, *(at_end(key, final[key], n) for key in ("return_std", "return_mean"))]
+    return [*rows, *(at_end(key, final[key], n) for key in last)]
 
 
 def _training_seconds(done: Mapping[str, Any], logged: Sequence[Logged]) -> float | None:
@@ -294,7 +308,8 @@ def _training_seconds(done: Mapping[str, Any], logged: Sequence[Logged]) -> floa
     measuring = (
         line.value
         for line in logged
-        if line.metric.startswith("time/")
+        if line.updates  # before the first the clock stands still
+        and line.metric.startswith("time/")
         and line.metric.endswith("_s")
         and line.metric != _WALL
         and not line.metric.endswith("per_s")

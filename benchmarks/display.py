@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.cell import RETURN
 from benchmarks.pool import Display, Progress, State
 
 _QUIET_S = 15.0
@@ -69,14 +70,14 @@ class LiveDisplay:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for column in ("cell", "", "env steps", "return", "time", "left"):
+        for column in ("cell", "", "env steps", "score", "time", "left"):
             table.add_column(column, justify="left" if column in ("cell", "") else "right")
         for progress in state.running:
             table.add_row(
                 progress.cell.name,
                 ProgressBar(total=1.0, completed=progress.share, width=24),
                 f"{progress.env_steps:,}",
-                "-" if progress.score is None else f"{progress.score:.1f}",
+                "-" if progress.score is None else f"{progress.score:.4g}",
                 duration(progress.seconds),
                 duration(progress.remaining),
             )
@@ -89,7 +90,8 @@ class LiveDisplay:
 
 
 def _line(progress: Progress) -> str:
-    score = "" if progress.score is None else f", return {progress.score:.1f}"
+    what = "return" if progress.cell.score == RETURN else progress.cell.score
+    score = "" if progress.score is None else f", {what} {progress.score:.4g}"
     return f"{progress.cell.name}: {progress.env_steps:,} env steps{score}"
 
 

@@ -41,7 +41,7 @@ def _score_chart(summary: Summary, task: str) -> str:
         )
         for score in summary.ranked(task)
     ]
-    return svg.interval_chart(dots, f"Final scores on {task}", "return")
+    return svg.interval_chart(dots, f"Final scores on {task}", summary.score_name)
 
 
 def _curve_chart(summary: Summary, task: str, axis: str, label: str) -> str | None:
@@ -59,7 +59,7 @@ def _curve_chart(summary: Summary, task: str, axis: str, label: str) -> str | No
     if not lines:
         return None
     title = f"Learning curves on {task} against {label}"
-    return svg.line_chart([*lines, *flat], title, label, "return")
+    return svg.line_chart([*lines, *flat], title, label, summary.score_name)
 
 
 def _error_chart(summary: Summary, task: str) -> str | None:

@@ -13,7 +13,6 @@ from benchmarks.figures import slug
 from benchmarks.summary import Score, Summary
 from benchmarks.tables import (
     AGGREGATE_HEADER,
-    HEADER,
     aggregate_rows,
     commands,
     counted,
@@ -21,6 +20,7 @@ from benchmarks.tables import (
     improvement_rows,
     measured,
     notes,
+    score_header,
     score_rows,
 )
 
@@ -110,7 +110,7 @@ def _task(summary: Summary, task: str, figures: Mapping[str, str]) -> str:
     ]
     return (
         f"<section><h2>{escape(task)}</h2>"
-        f'<div class="split">{_table(HEADER, rows)}{scores}</div>'
+        f'<div class="split">{_table(score_header(summary), rows)}{scores}</div>'
         f'<div class="charts">{"".join(curves)}</div></section>'
     )
 

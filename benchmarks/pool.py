@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.cell import Cell, read_json, read_metrics, write_json
+from benchmarks.cell import RETURN, Cell, read_json, read_metrics, write_json
 from datamodules.errors import UserError
 
 # One thread per cell: cells are the parallelism. Spinning OpenMP threads would take each other's
@@ -192,8 +192,9 @@ def _finish(job: _Job, out: Path, state: State, display: Display) -> None:
     cell, code = job.cell, job.process.returncode
     if code == 0 and cell.result(out).exists():
         state.finished[cell] = seconds
-        score = _final_score(read_json(cell.result(out)))
-        display.message(f"done  {cell.name}: return {score:.1f} in {seconds:.0f} s")
+        score = _final_score(cell, read_json(cell.result(out)))
+        what = "return" if cell.score == RETURN else cell.score
+        display.message(f"done  {cell.name}: {what} {score:.4g} in {seconds:.0f} s")
         return
     log = cell.folder(out) / "log.txt"
     last = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
@@ -203,15 +204,15 @@ def _finish(job: _Job, out: Path, state: State, display: Display) -> None:
     display.message(f"FAILED {cell.name}: {ending} after {seconds:.0f} s, log in {log}")
 
 
-def _final_score(result: Mapping[str, list[Mapping[str, float]]]) -> float:
-    return [row["value"] for row in result["rows"] if row["metric"] == "return_mean"][-1]
+def _final_score(cell: Cell, result: Mapping[str, list[Mapping[str, float]]]) -> float:
+    return [row["value"] for row in result["rows"] if row["metric"] == cell.score][-1]
 
 
 def _progress(job: _Job, out: Path) -> Progress:
     progress = Progress(job.cell, time.monotonic() - job.started)
     for line in read_metrics(job.cell.run(out)):
         progress.env_steps = line.env_steps
-        if line.metric == "eval/return_mean":
+        if line.metric == f"eval/{job.cell.score}":
             progress.score = line.value
     return progress
 

@@ -20,7 +20,6 @@ from benchmarks.statistics import Interval
 from benchmarks.summary import Score, Summary
 from benchmarks.tables import (
     AGGREGATE_HEADER,
-    HEADER,
     aggregate_rows,
     commands,
     counted,
@@ -28,6 +27,7 @@ from benchmarks.tables import (
     improvement_rows,
     measured,
     notes,
+    score_header,
     score_rows,
 )
 
@@ -40,12 +40,13 @@ _SUMMARY_COLUMNS = (
     "episodes",
     "env_steps",
     "wall_s",
-    "return_iqm",
-    "return_iqm_low",
-    "return_iqm_high",
-    "return_mean",
-    "return_min",
-    "return_max",
+    "score",
+    "score_iqm",
+    "score_iqm_low",
+    "score_iqm_high",
+    "score_mean",
+    "score_min",
+    "score_max",
     "normalized_iqm",
     "normalized_iqm_low",
     "normalized_iqm_high",
@@ -105,18 +106,19 @@ def _score_record(summary: Summary, score: Score, suite: str) -> dict[str, Any]:
         "episodes": score.episodes,
         "env_steps": score.env_steps,
         "wall_s": score.wall_s,
-        "return_iqm": score.interval.value,
-        "return_iqm_low": score.interval.low,
-        "return_iqm_high": score.interval.high,
-        "return_mean": float(score.finals.mean()),
-        "return_min": float(score.finals.min()),
-        "return_max": float(score.finals.max()),
+        "score": summary.metric,
+        "score_iqm": score.interval.value,
+        "score_iqm_low": score.interval.low,
+        "score_iqm_high": score.interval.high,
+        "score_mean": float(score.finals.mean()),
+        "score_min": float(score.finals.min()),
+        "score_max": float(score.finals.max()),
         **score.metrics,
     }
     reference = summary.suite.tasks.get(score.task) if summary.suite else None
     if reference:
         for key in ("", "_low", "_high"):
-            record[f"normalized_iqm{key}"] = reference.normalize(record[f"return_iqm{key}"])
+            record[f"normalized_iqm{key}"] = reference.normalize(record[f"score_iqm{key}"])
     return record
 
 
@@ -140,7 +142,12 @@ def _markdown(summary: Summary, figures: Sequence[str]) -> str:
         lines += [f"**Without a result: {counted(len(failed), 'cell')}**", ""]
         lines += [f"- {name}: {words.splitlines()[-1]}" for name, words in failed] + [""]
     for task in summary.tasks:
-        lines += [f"## {task}", "", *_markdown_table(HEADER, score_rows(summary, task)), ""]
+        lines += [
+            f"## {task}",
+            "",
+            *_markdown_table(score_header(summary), score_rows(summary, task)),
+            "",
+        ]
         drawn = [name for name in figures if name.startswith(f"{slug(task)}-")]
         lines += [f"![{name}](figures/{name}.svg)" for name in drawn] + [""]
     rows = aggregate_rows(summary)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from benchmarks.cell import Cell
+from benchmarks.cell import METRICS, RETURN, Cell
 from datamodules.errors import UserError
 
 KINDS = ("scores", "speed")
@@ -70,6 +70,8 @@ class Suite:
             learns from recorded data.
         eval_episodes: episodes of each of those.
         tasks: normalisation references by task.
+        score: the metric that is compared; `return_mean` unless features are probed.
+        probe: for a suite of probes, what is probed for; see `benchmarks.probed`.
     """
 
     name: str
@@ -82,6 +84,8 @@ class Suite:
     eval_episodes: int = 10
     tasks: Mapping[str, Reference] = field(default_factory=dict)
     entries: tuple[Entry, ...] = ()
+    score: str = RETURN
+    probe: Mapping[str, Any] = field(default_factory=dict)
 
     def cells(self, seeds: int | None = None) -> list[Cell]:
         """All cells, in the order in which they are started.
@@ -105,6 +109,8 @@ class Suite:
                 episodes=self.episodes,
                 eval_every=entry.eval_every or self.eval_every,
                 eval_episodes=self.eval_episodes,
+                score=self.score,
+                probe=dict(self.probe),
             )
             for entry in self.entries
             for seed in range(count)
@@ -165,6 +171,8 @@ def parse_suite(content: Mapping[str, Any]) -> Suite:
     suite = _build(Suite, {**content, "tasks": tasks, "entries": entries}, where)
     if suite.kind not in KINDS:
         raise UserError(f"{where} has kind {suite.kind!r}; kinds are {', '.join(KINDS)}")
+    if suite.score not in METRICS:
+        raise UserError(f"{where} has score {suite.score!r}; there is {', '.join(sorted(METRICS))}")
     if suite.kind == "scores" and not entries:
         raise UserError(f"{where} has no entries, so there is nothing to run")
     for entry in entries:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import statistics
-from benchmarks.cell import METRICS, Cell, read_json
+from benchmarks.cell import METRICS, RETURN, Cell, read_json
 from benchmarks.results import Row, read_rows
 from benchmarks.statistics import Interval
 from benchmarks.suite import Suite, parse_suite
@@ -21,7 +21,6 @@ from datamodules.errors import UserError
 Floats = npt.NDArray[np.float64]
 
 MANIFEST = "suite.json"
-_SHOWN_ONCE = frozenset({"return_mean", "return_std"})
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Score:
     """All runs of one model on one task.
 
     Attributes:
-        finals: mean return of each run's final episodes, `(runs,)`.
+        finals: the score of each run's final evaluation, `(runs,)`.
         episodes: final episodes of all runs together.
         env_steps: the largest training budget that a run used.
         wall_s: mean seconds of training, None if unknown.
@@ -62,14 +61,14 @@ class Score:
     curves: tuple[Curve, ...]
 
     @classmethod
-    def of(cls, label: str, rows: Sequence[Row]) -> "Score":
-        """Summarise the rows of one model, preset and task."""
+    def of(cls, label: str, rows: Sequence[Row], metric: str = RETURN) -> "Score":
+        """Summarise the rows of one model, preset and task; `metric` is what counts."""
         by_seed: dict[int, list[Row]] = defaultdict(list)
         for row in rows:
             by_seed[row.seed].append(row)
         runs = [by_seed[seed] for seed in sorted(by_seed)]
-        returns = [[row for row in run if row.metric == "return_mean"] for run in runs]
-        last = [run[-1] for run in returns]
+        scored = [[row for row in run if row.metric == metric] for run in runs]
+        last = [run[-1] for run in scored]
         finals = np.array([row.value for row in last])
         walls = [row.wall_s for row in last if row.wall_s is not None]
         return cls(
@@ -83,8 +82,8 @@ class Score:
             env_steps=max(row.env_steps for row in last),
             wall_s=float(np.mean(walls)) if walls else None,
             interval=statistics.bootstrap([finals]),
-            metrics=_last_metrics(runs),
-            curves=tuple(_curve(run[:-1]) for run in returns if len(run) > 1),
+            metrics=_last_metrics(runs, {metric, "return_std"}),
+            curves=tuple(_curve(run[:-1]) for run in scored if len(run) > 1),
         )
 
     def mean_curve(
@@ -149,6 +148,20 @@ class Summary:
             return self.suite.title
         return self.rows[0].suite or "Benchmark"
 
+    @property
+    def metric(self) -> str:
+        """What is compared."""
+        return self.suite.score if self.suite else RETURN
+
+    @property
+    def score_name(self) -> str:
+        """What people call it."""
+        return (
+            "return"
+            if self.metric == RETURN
+            else self.metric.replace("_r2", " R^2").replace("_", " ")
+        )
+
     @cached_property
     def scores(self) -> list[Score]:
         """One per model and task, in the order of the rows."""
@@ -160,6 +173,7 @@ class Summary:
             Score.of(
                 model if places.count((model, task)) == 1 else f"{model}/{preset}",
                 rows,
+                self.metric,
             )
             for (model, preset, task), rows in groups.items()
         ]
@@ -246,12 +260,12 @@ def _curve(rows: Sequence[Row]) -> Curve:
     )
 
 
-def _last_metrics(runs: Sequence[Sequence[Row]]) -> dict[str, float]:
-    """Mean over runs of the last value of each metric other than the returns."""
+def _last_metrics(runs: Sequence[Sequence[Row]], shown: set[str]) -> dict[str, float]:
+    """Mean over runs of the last value of each metric that is not shown as the score."""
     last = [{row.metric: row.value for row in run} for run in runs]
     names = dict.fromkeys(name for run in last for name in run)
     return {
         name: float(np.mean([run[name] for run in last if name in run]))
         for name in names
-        if name.split("@")[0] in METRICS - _SHOWN_ONCE
+        if name.split("@")[0] in METRICS - shown
     }

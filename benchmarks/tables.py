@@ -4,19 +4,33 @@ from pathlib import Path
 
 from benchmarks import statistics
 from benchmarks.baselines import BASELINES
-from benchmarks.cell import fit_command
+from benchmarks.cell import RETURN, fit_command
 from benchmarks.display import duration
 from benchmarks.pool import read_failure
 from benchmarks.statistics import Interval
 from benchmarks.summary import Summary
 
-HEADER = ("model", "IQM of returns [95% CI]", "mean", "runs", "episodes", "env steps", "training")
 AGGREGATE_HEADER = ("model", "tasks", "runs", "IQM", "median", "mean", "optimality gap")
 _FEW_SEEDS = 5
 
 
+def score_header(summary: Summary) -> tuple[str, ...]:
+    """Columns of the main tables."""
+    plural = "returns" if summary.metric == RETURN else summary.score_name
+    name = f"IQM of {plural} [95% CI]"
+    return (
+        "model",
+        name,
+        "mean",
+        "runs",
+        "episodes" if summary.metric == RETURN else "clips",
+        "env steps",
+        "training",
+    )
+
+
 def score_rows(summary: Summary, task: str) -> list[list[str]]:
-    """The cells of the main table for one task, best first, in the order of `HEADER`."""
+    """The cells of the main table for one task, best first, in the order of `score_header`."""
     return [
         [
             score.label,
@@ -95,7 +109,9 @@ def notes(summary: Summary) -> list[str]:
     """What a reader must know to judge the numbers, one sentence each."""
     said = [
         "A run's score is the mean return of fresh greedy episodes of its best checkpoint, which "
-        "was chosen on other episodes during training.",
+        "was chosen on other episodes during training."
+        if summary.metric == RETURN
+        else f"A run's score is the {summary.score_name} on fresh clips.",
         "IQM is the mean of the middle half of the runs; intervals are 95% percentiles of "
         f"{statistics.REPLICATIONS:,} stratified bootstrap resamples of runs within tasks.",
         "Learning curves show the IQM over runs with its 95% band, single runs behind it. env "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 
 from callbacks.probing import Truth, attentive_r2, features, linear_r2, nearest_r2, record_truth
 from callbacks.schedule import EveryEnvSteps
+from datamodules.envs.factory import make_env
 from datamodules.errors import UserError
 from zoo.base import Encoder
 
@@ -17,8 +19,8 @@ from zoo.base import Encoder
 class Probes(EveryEnvSteps):
     """Reads something that the environment tells out of frozen features, by simple probes.
 
-    Clips are played once with random actions in the environment of the data; what its `info` says
-    under `target` is the truth. Metrics, R^2 on clips of their own:
+    Clips are played once with random actions in an environment; what its `info` says under `target`
+    is the truth. Metrics, R^2 on clips of their own:
 
     - `eval/probe_r2`: ridge regression on `encode`;
     - `eval/probe_knn_r2`: five nearest neighbours there;
@@ -27,6 +29,7 @@ class Probes(EveryEnvSteps):
     Args:
         every_env_steps: how often, in frames.
         target: key of `info`: numbers, of any shape.
+        env: where clips are played, with images of the data's size; by default the data's own.
         clips: how many are played; half of them fit the probes.
         clip_length: steps of a clip; by default that of the data.
         seed: of the clips.
@@ -38,6 +41,7 @@ class Probes(EveryEnvSteps):
         self,
         every_env_steps: int = 5000,
         target: str = "position",
+        env: str | None = None,
         clips: int = 400,
         clip_length: int | None = None,
         seed: int = 0,
@@ -49,8 +53,13 @@ class Probes(EveryEnvSteps):
             raise UserError(f"Probes: clips is {clips}, must be at least 8: half fit, half test")
         if clip_length is not None and clip_length < 1:
             raise UserError(f"Probes: clip_length is {clip_length}, must be at least 1")
-        self.target, self.clips, self.clip_length = target, clips, clip_length
+        self.target, self.env = target, env
+        self.clips, self.clip_length = clips, clip_length
         self._truth: Truth | None = None
+
+    def lacks(self, data: Any) -> str:
+        """Only an environment, if none is named here."""
+        return "" if self.env is not None else super().lacks(data)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuses models without features."""
@@ -66,7 +75,11 @@ class Probes(EveryEnvSteps):
         data = trainer.datamodule
         if self._truth is None:  # always the same clips
             length = self.clip_length or int(getattr(data, "clip_length", 4))
-            self._truth = record_truth(data.make_env, self.target, self.clips, length, self.seed)
+            if self.env is None:
+                make = data.make_env
+            else:
+                make = partial(make_env, self.env, size=getattr(data, "size", None))
+            self._truth = record_truth(make, self.target, self.clips, length, self.seed)
         metrics = probe(model, self._truth)
         named = {f"eval/probe_{name}": value for name, value in metrics.items()}
         return {**named, "time/probes_s": time.perf_counter() - started}

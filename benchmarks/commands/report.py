@@ -21,13 +21,13 @@ def show_report(out: Path) -> int:
         0, or 1 if a cell of the suite has no result.
     """
     from benchmarks.report import write_report
-    from benchmarks.tables import HEADER, counted, failures, score_rows
+    from benchmarks.tables import counted, failures, score_header, score_rows
     from zoo.commands.output import table
 
     summary = write_report(out)
     for task in summary.tasks:
         print(f"\n{summary.title}: {task}\n")
-        table(HEADER, score_rows(summary, task))
+        table(score_header(summary), score_rows(summary, task))
     failed = failures(summary)
     if failed:
         print(f"\nwithout a result: {counted(len(failed), 'cell')}")

@@ -12,10 +12,10 @@ from datamodules.errors import UserError
 NAMES = ("planet", "cartpole", "CartPole-v1", 1)
 METRICS = """\
 updates,env_steps,metric,value
-0,500,eval/return_mean,20.0
-0,500,time/wall_s,1.5
-0,500,time/eval_s,0.25
-0,500,train/loss,3.0
+50,500,eval/return_mean,20.0
+50,500,time/wall_s,1.5
+50,500,time/eval_s,0.25
+50,500,train/loss,3.0
 100,1000,eval/return_mean,90.0
 100,1000,eval/return_std,5.0
 100,1000,eval/dream_reality_gap,1.1

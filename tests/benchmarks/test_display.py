@@ -21,7 +21,7 @@ def test_lines_are_few(monkeypatch, capsys):
     for _ in range(4):
         lines.update(State(total=1, jobs=1, running=[progress]))
     assert capsys.readouterr().out == (
-        "0/1 cells  dqn/p seed=0: 50 env steps, return 7.2  ETA 10 s\n"
+        "0/1 cells  dqn/p seed=0: 50 env steps, return 7.25  ETA 10 s\n"
     )
 
 

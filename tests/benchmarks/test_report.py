@@ -62,9 +62,9 @@ def test_summary_csv(results):
         "CartPole-v1",
         "3",
     )
-    assert float(dreamer["return_iqm"]) == 495.0
-    assert float(dreamer["return_mean"]) == 495.0
-    assert (float(dreamer["return_min"]), float(dreamer["return_max"])) == (488.0, 500.0)
+    assert float(dreamer["score_iqm"]) == 495.0
+    assert float(dreamer["score_mean"]) == 495.0
+    assert (float(dreamer["score_min"]), float(dreamer["score_max"])) == (488.0, 500.0)
     assert float(dreamer["normalized_iqm"]) == pytest.approx((495 - 22.2) / (500 - 22.2))
     assert (dreamer["episodes"], dreamer["env_steps"]) == ("300", "10000")
     assert float(dreamer["wall_s"]) == 50.0

@@ -74,7 +74,7 @@ def test_mistakes_are_named(content, words):
 def test_unknown_suites_suggest_the_nearest():
     with pytest.raises(UserError, match="'quickstrat'; did you mean quickstart"):
         load_suite("quickstrat")
-    with pytest.raises(UserError, match="quickstart, smoke, speed"):
+    with pytest.raises(UserError, match="quickstart, representation, smoke, speed"):
         load_suite("xyz")
     with pytest.raises(UserError, match=r"no suite file nowhere\.yaml"):
         load_suite("nowhere.yaml")
