@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +161,25 @@ def _listing(folder: Path) -> list[Path]:
     return paths
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders with `config-900.yaml` and what becomes of it, `reference`, by environment."""
+
+    @cache
+    def made(env: str) -> Path:
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        _fit(_config(folder, env, 900), folder / "reference")
+        return folder
+
+    return made
+
+
 @pytest.mark.parametrize("env", ["CartPole-v1", "dm_control/cartpole-balance-v0"])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, env: str) -> None:
-    config = _config(tmp_path, env, 900)
-    reference, run = tmp_path / "reference", tmp_path / "killed"
-    _fit(config, reference)
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path: Path, env: str, uninterrupted: Callable[[str], Path]
+) -> None:
+    config, reference = uninterrupted(env) / "config-900.yaml", uninterrupted(env) / "reference"
+    run = tmp_path / "killed"
     landed = _run_with_kills(config, run, kills=3, rng=random.Random(1), span=1.5)
     assert landed >= 2, "the run ended before it could be killed: nothing was tested"
     _assert_same_run(run, reference)
@@ -189,9 +205,11 @@ def test_larger_budget_on_resume_equals_asking_for_it_at_once(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_exit_non_zero(tmp_path: Path, number: signal.Signals) -> None:
-    config = _config(tmp_path, "CartPole-v1", 900)
-    reference, run = tmp_path / "reference", tmp_path / "stopped"
+def test_signals_save_and_exit_non_zero(
+    tmp_path: Path, number: signal.Signals, uninterrupted: Callable[[str], Path]
+) -> None:
+    folder, run = uninterrupted("CartPole-v1"), tmp_path / "stopped"
+    config, reference = folder / "config-900.yaml", folder / "reference"
     process = subprocess.Popen(_command(config, run), env=_environment(), stderr=subprocess.PIPE)
     metrics = run / "metrics.csv"
     deadline = time.monotonic() + 60
@@ -201,5 +219,4 @@ def test_signals_save_and_exit_non_zero(tmp_path: Path, number: signal.Signals) 
     assert process.wait(timeout=60) == 128 + number
     assert metrics.exists()
     _fit(config, run, "--resume")
-    _fit(config, reference)
     _assert_same_run(run, reference)
