@@ -174,7 +174,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     return made
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "dm_control/cartpole-balance-v0"])
+@pytest.mark.parametrize(
+    "env",
+    ["CartPole-v1", pytest.param("dm_control/cartpole-balance-v0", marks=pytest.mark.slow)],
+)
 def test_killed_and_resumed_equals_uninterrupted(
     tmp_path: Path, env: str, uninterrupted: Callable[[str], Path]
 ) -> None:
