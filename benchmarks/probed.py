@@ -47,7 +47,7 @@ class ProbeRunner:
         write_json(run / "done.json", {"env_steps": 0, "updates": 0, "wall_s": None})
 
     def evaluate(self, cell: Cell, run: Path) -> Mapping[str, Any]:
-        """R^2 of all probes on fresh clips, and the number of the encoder's parameters."""
+        """R^2 of all probes on fresh clips, and the number of parameters that are trained."""
         model, make_env = self._model(cell, run)
         seed = EVAL_SEED_OFFSET + cell.seed
         options = {"target": "position", "clips": 400, "clip_length": 4, **cell.probe}
@@ -99,4 +99,6 @@ def _spec(make: MakeEnv) -> Spec:
 
 
 def _parameters(model: Any) -> int:
-    return 0 if isinstance(model, Pixels) else sum(p.numel() for p in model.parameters())
+    if isinstance(model, Pixels):
+        return 0
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

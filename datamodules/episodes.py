@@ -71,10 +71,13 @@ class Episodes:
             return cls._read(source, clip, lambda key, shape, dtype: np.empty(shape, dtype))
         mark = fingerprint(source, clip=clip)
         folder = Path(cache) / f"{zlib.crc32(mark.encode()):08x}"
-        # Ranks begin together: the first writes, the others find its files.
-        with alone_in(Path(cache)):
-            found = cls._mapped(source.name, folder, mark)
-            return cls._written(source, clip, folder, mark) if found is None else found
+        found = cls._mapped(source.name, folder, mark)
+        if found is None:
+            # Ranks begin together: the first writes, the others find its files.
+            with alone_in(Path(cache)):
+                found = cls._mapped(source.name, folder, mark)
+                found = cls._written(source, clip, folder, mark) if found is None else found
+        return found
 
     @property
     def num_episodes(self) -> int:
