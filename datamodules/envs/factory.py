@@ -99,12 +99,20 @@ def make_env(
     if isinstance(made, DictObservation) and action_repeat == 1 and size is time_limit is None:
         return made
     if action_repeat != 1:
-        made = ActionRepeat(made, action_repeat)
+        made = _repeated(made, action_repeat)
     if size is not None:
         made = Resize(made, size)
     if time_limit is not None:
         made = gym.wrappers.TimeLimit(made, time_limit)
     return DictObservation(made, name)
+
+
+def _repeated(env: gym.Env, repeat: int) -> gym.Env:
+    if type(env.unwrapped).__name__ == "CarRacing" and env.render_mode != "human":
+        from datamodules.envs.games import CarRacing
+
+        return CarRacing(env, repeat)
+    return ActionRepeat(env, repeat)
 
 
 def _call(function: Callable[..., gym.Env], kwargs: dict[str, Any]) -> gym.Env:

@@ -1,4 +1,4 @@
-"""Games whose Gymnasium observations are more than an image: ViZDoom and MiniGrid."""
+"""What single games need: ViZDoom, MiniGrid and CarRacing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
-from datamodules.envs.wrappers import StepResult
+from datamodules.envs.wrappers import ActionRepeat, StepResult
 from datamodules.errors import UserError
 from datamodules.spec import IMAGE_KEY
 
@@ -103,3 +103,29 @@ class GridImage(gym.ObservationWrapper):
         if self._full:
             return self._grid.get_frame(highlight=self._grid.highlight, tile_size=MINIGRID_TILE)
         return self._grid.get_pov_render(tile_size=MINIGRID_TILE)
+
+
+class CarRacing(ActionRepeat):
+    """Repeats actions in Gymnasium's CarRacing, and draws only the frames that are returned.
+
+    Drawing is nearly all of its time, and nothing in the game depends on it.
+    """
+
+    def step(self, action: Any) -> StepResult:
+        """One agent step, at most `repeat` environment steps."""
+        game: Any = self.env.unwrapped
+        shown = 0.0
+
+        def draw_nothing(mode: str) -> None:
+            nonlocal shown
+            shown = game.reward  # of which a frame's own cost is taken after it was drawn
+
+        game._render = draw_nothing  # shadows the method
+        try:
+            _, reward, terminated, truncated, info = super().step(action)
+        finally:
+            del game._render
+        actual, game.reward = game.reward, shown
+        game.state = game._render("state_pixels")
+        game.reward = actual
+        return game.state, reward, terminated, truncated, info

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ from datamodules.errors import MissingExtra, UserError
 from datamodules.spec import Spec
 from datamodules.workers import EnvPool, Transition
 
-EXTRAS = {"ale/": "ale_py", "ALE/": "ale_py", "Vizdoom": "vizdoom", "MiniGrid": "minigrid"}
+EXTRAS = {
+    "ale/": "ale_py",
+    "ALE/": "ale_py",
+    "Vizdoom": "vizdoom",
+    "MiniGrid": "minigrid",
+    "CarRacing": "Box2D",
+}
 FAMILIES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("CartPole-v1", {}, {"vector"}),
     ("dm_control/ball_in_cup-catch-v0", {}, {"position", "velocity"}),
@@ -266,6 +273,30 @@ def test_atari_clips_rewards_to_their_sign() -> None:
     env = made("ale/MsPacman", clip_reward=True)
     env.reset(seed=0)
     assert {env.step(3)[1] for _ in range(120)} == {0.0, 1.0}
+
+
+def test_car_racing_draws_only_what_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = made("CarRacing-v3", action_repeat=4, size=64)
+    frames = made("CarRacing-v3")
+    for env in (quick, frames):
+        env.reset(seed=3)
+    drawn = Counter[gym.Env]()
+    car_racing: Any = type(quick.unwrapped)
+    draw = car_racing._render
+
+    def counted(game: gym.Env, mode: str) -> Any:
+        drawn.update([game])
+        return draw(game, mode)
+
+    monkeypatch.setattr(car_racing, "_render", counted)
+    for i in range(6):
+        action = np.array([0.3 if i > 2 else -0.3, 1, 0], np.float32)
+        steps = [frames.step(action) for _ in range(4)]
+        obs, reward, terminated, truncated, _ = quick.step(action)
+        np.testing.assert_array_equal(obs["image"], area_resize(steps[-1][0]["image"], 64))
+        assert reward == pytest.approx(sum(float(step[1]) for step in steps), abs=1e-5)
+        assert (terminated, truncated) == steps[-1][2:4]
+    assert drawn == {quick.unwrapped: 6, frames.unwrapped: 24}
 
 
 def test_minigrid_views_differ() -> None:
