@@ -164,14 +164,12 @@ class RecordedDataModule(pl.LightningDataModule, Generic[D]):
         """
         if not len(self.val_episodes):
             return None
-        spread = np.linspace(0, len(self.val_episodes) - 1, min(count, len(self.val_episodes)))
-        rows, length = self._timeline(self.val_episodes[spread.astype(int)], max_steps + 1)
-        flat = self._gather(rows)
-        padding = np.arange(rows.shape[1]) >= length[:, None]
-        for value in flat.values():
-            value[padding] = 0
-        ends = flat["is_terminal"].any(1)
-        return HeldOut(nest(flat), torch.from_numpy(length), torch.from_numpy(ends))
+        return self._beginnings(self.val_episodes, count, max_steps)
+
+    def some_episodes(self, count: int, max_steps: int) -> HeldOut:
+        """The same of training episodes, where nothing is held out."""
+        held_out = self.validation_episodes(count, max_steps)
+        return held_out or self._beginnings(self.train_episodes, count, max_steps)
 
     # Lightning's hooks
 
@@ -292,6 +290,17 @@ class RecordedDataModule(pl.LightningDataModule, Generic[D]):
     def _gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """New arrays (B, T, ...) of rows (B, T)."""
         return {key: array[rows] for key, array in self.episodes.arrays.items()}
+
+    def _beginnings(self, chosen: np.ndarray, count: int, max_steps: int) -> HeldOut:
+        """At most `count` of some episodes, evenly spread, with at most `max_steps` actions."""
+        spread = np.linspace(0, len(chosen) - 1, min(count, len(chosen))).astype(int)
+        rows, length = self._timeline(chosen[spread], max_steps + 1)
+        flat = self._gather(rows)
+        padding = np.arange(rows.shape[1]) >= length[:, None]
+        for value in flat.values():
+            value[padding] = 0
+        ends = flat["is_terminal"].any(1)
+        return HeldOut(nest(flat), torch.from_numpy(length), torch.from_numpy(ends))
 
     # Where this rank stands
 

@@ -218,4 +218,4 @@ class VideoDataModule(RecordedDataModule[Clips]):
         return rows[:, : length.max()], length
 
     def _gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return self._make_sequences(self.val_episodes).gather(rows)
+        return self._make_sequences(self._candidates()).gather(rows)

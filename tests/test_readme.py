@@ -41,6 +41,13 @@ def test_the_example_of_training_in_a_dream_runs(tmp_path: Path) -> None:
     run_python(train + code + "\nassert action in (0, 1)", tmp_path)
 
 
+def test_the_example_of_playing_in_a_dream_runs(tmp_path: Path) -> None:
+    acting = PYTHON[1].split("# zoo ")[1].split("\n")[0]
+    short = ["--env-steps", "200", "--data.prefill", "180", "--data.pretrain", "1"]
+    train = f"from zoo.__main__ import main\nmain({shlex.split(acting) + short})\n"
+    run_python(train + PYTHON[2] + "\nassert frame.reality.reward == 1", tmp_path)
+
+
 def test_the_commands_and_the_example_of_own_data_run(tmp_path: Path) -> None:
     section = README.split("## Your own data\n")[1].split("\n## ")[0]
     commands = re.findall(r"^zoo (.*?)(?: +#.*)?$", section, re.MULTILINE)
@@ -52,7 +59,7 @@ def test_the_commands_and_the_example_of_own_data_run(tmp_path: Path) -> None:
     for command in commands:
         command = command.replace("--steps 20000", "--steps 600").replace("2000", "2")
         lines.append(f"assert main({shlex.split(command)}) == 0")
-    run_python("\n".join(lines) + "\n" + PYTHON[2], tmp_path)
+    run_python("\n".join(lines) + "\n" + PYTHON[3], tmp_path)
 
 
 def shortened(code: str, long: str, short: str) -> str:

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from datamodules.errors import UserError
 
 # What answers when the package's metadata is missing, as in a bare checkout on the path.
-_OURS = ("list", "info", "fit", "eval", "export", "push", "data")
+_OURS = ("list", "info", "fit", "eval", "play", "export", "push", "data")
 BUILT_IN = {
     **{verb: f"zoo.commands.{verb}" for verb in _OURS},
     **{verb: f"benchmarks.commands.{verb}" for verb in ("bench", "report")},

@@ -394,7 +394,7 @@ class _Dream:
         self.model: Any = model
         self.spec, self.device = self.model.spec, torch.device(self.model.device)
         self.continue_threshold = continue_threshold
-        with self._noise(0):
+        with dreaming(model, 0):
             self.starts = self._filter(starts, context, first_only)
         self.latent = observations == "latent"
         self.action_space = _action_space(self.spec.action)
@@ -411,7 +411,7 @@ class _Dream:
     ) -> tuple[State, np.ndarray, np.ndarray]:
         """What actions lead to: states (N, ...), rewards (N,) and whether the task ended (N,)."""
         given = torch.from_numpy(actions).to(self.device).unsqueeze(1)
-        with self._noise(int(rng.integers(2**63))):
+        with dreaming(self.model, int(rng.integers(2**63))):
             dream = self.model.imagine(state, given, 1, **self.options)
         # A state may be a view of something of the model's, and rows of it are overwritten here.
         state = {key: dream.state[key][:, 0].clone() for key in self.starts}
@@ -424,9 +424,9 @@ class _Dream:
         if self.latent:
             parts = [state[key].reshape(len(state[key]), -1).float() for key in sorted(state)]
             return {LATENT_KEY: torch.cat(parts, 1).cpu().numpy()}
-        with self._noise(int(rng.integers(2**63))):
+        with dreaming(self.model, int(rng.integers(2**63))):
             decoded = self.model.decode({key: value.unsqueeze(1) for key, value in state.items()})
-        return {key: _array(decoded[key][:, 0], spec) for key, spec in self.spec.obs.items()}
+        return {k: as_observation(decoded[k][:, 0], spec) for k, spec in self.spec.obs.items()}
 
     def pack(self, arrays: Arrays) -> Any:
         """The arrays as the observation space wants them."""
@@ -448,7 +448,7 @@ class _Dream:
                 )
             batch = move_data_to_device(batch, self.device)
             states = self.model.observe(batch)
-            may = _may_start(batch, context, first_only)
+            may = may_start(batch, context, first_only)
             seen += may.numel()
             found.append({key: value[may] for key, value in states.items()})
         joined = {key: torch.cat([part[key] for part in found]) for key in (found or [{}])[0]}
@@ -469,23 +469,25 @@ class _Dream:
             return spaces.popitem()[1]
         return gym.spaces.Dict(spaces)
 
-    @contextmanager
-    def _noise(self, seed: int) -> Iterator[None]:
-        """Evaluation mode, no gradients, and random numbers of our own on the model's device."""
-        training, on_gpu = self.model.training, self.device.type == "cuda"
-        with torch.random.fork_rng([self.device] if on_gpu else []), torch.no_grad():
-            # `torch.manual_seed` takes a tenth of a step, and would seed all GPUs.
-            torch.default_generator.manual_seed(seed)
-            if on_gpu:
-                with torch.cuda.device(self.device):
-                    torch.cuda.manual_seed(seed)
+
+@contextmanager
+def dreaming(model: Any, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, and random numbers of our own on the model's device."""
+    device = torch.device(model.device)
+    training, on_gpu = model.training, device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []), torch.no_grad():
+        # `torch.manual_seed` takes a tenth of a step, and would seed all GPUs.
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        if training:
+            model.eval()
+        try:
+            yield
+        finally:
             if training:
-                self.model.eval()
-            try:
-                yield
-            finally:
-                if training:
-                    self.model.train()
+                model.train()
 
 
 def _mode(name: AutoresetMode | str) -> AutoresetMode:
@@ -514,7 +516,7 @@ def _dream_options(model: object, temperature: float | None) -> dict[str, float]
     return {"temperature": temperature}
 
 
-def _may_start(batch: Batch, context: int, first_only: bool) -> Tensor:
+def may_start(batch: Batch, context: int, first_only: bool) -> Tensor:
     """(B, T) bool, the steps at which a dream may begin."""
     first, goes_on = batch["is_first"], ~batch["is_last"]
     if "mask" in batch:
@@ -554,7 +556,7 @@ def _space(spec: ArraySpec) -> gym.Space:
     return Box(-np.inf, np.inf, spec.shape, np.float32)
 
 
-def _array(decoded: Tensor, spec: ArraySpec) -> np.ndarray:
+def as_observation(decoded: Tensor, spec: ArraySpec) -> np.ndarray:
     """A decoded observation (N, ...) as the real environment would give it."""
     if spec.is_image:
         decoded = (decoded.float() * 255).round().clamp(0, 255)

@@ -112,6 +112,10 @@ class Atari(gym.Env):
         self.action_space = Discrete(len(self._actions))
         self.observation_space = Box(0, 255, (size, size, 1 if grey else 3), np.uint8)
 
+    def get_action_meanings(self) -> list[str]:
+        """Names of the actions, as the ALE has them."""
+        return [action.name for action in self._actions]
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:

@@ -145,6 +145,10 @@ class Sprites(gym.Env):
         over = self.t >= self.max_steps
         return self.render(), 0.0, False, over, self._info(int(effective))
 
+    def get_action_meanings(self) -> list[str]:
+        """Names of the actions, as Atari games have them."""
+        return ["stay", "left", "right", "up", "down"]
+
     def render(self) -> np.ndarray:
         """The observation."""
         return render_sprites(self.position, self.distractors, self.size)

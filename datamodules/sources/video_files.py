@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -317,14 +317,14 @@ class VideoWriter:
             self._stream.gop_size = self._gop
 
 
-def write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
+def write_gif(file: Path | BinaryIO, frames: np.ndarray, fps: float) -> None:
     """Writes frames uint8 (T, H, W, 3) as an endless GIF.
 
     It counts time in 1/100 s, and equal neighbours become one frame that is shown longer.
     """
     images = [Image.fromarray(frame) for frame in frames]
     images[0].save(
-        path,
+        file,
         "GIF",
         save_all=True,
         append_images=images[1:],

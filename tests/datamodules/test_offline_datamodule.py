@@ -125,6 +125,18 @@ class TestSplit:
             assert bool(found.terminal[i]) == bool(whole and episode % 2)
         assert OfflineDataModule(source).validation_episodes(3, 4) is None
 
+    def test_some_episodes_are_held_out_ones_if_there_are_any(self, source: str) -> None:
+        data = OfflineDataModule(source, validation=0.25)
+        found, expected = data.some_episodes(3, 4), data.validation_episodes(3, 4)
+        assert expected is not None
+        assert torch.equal(found.batch["obs"]["vector"], expected.batch["obs"]["vector"])
+        data = OfflineDataModule(source)
+        found = data.some_episodes(2, 4)
+        for i, episode in enumerate(data.train_episodes[[0, -1]]):
+            start, n = data.episodes.starts[episode], int(found.length[i])
+            expected_rows = data.episodes.arrays["obs/vector"][start : start + n]
+            assert np.array_equal(found.batch["obs"]["vector"][i, :n], expected_rows)
+
 
 class TestStatistics:
     def test_of_the_training_steps_that_have_an_action(self, source: str) -> None:

@@ -355,7 +355,12 @@ class TestSplit:
             image = strided.batch["obs"]["image"][i]
             assert torch.equal(image[:n], whole.batch["obs"]["image"][i, : 2 * n : 2])
             assert not image[n:].any()
-        assert VideoDataModule(source, clip_length=3).validation_episodes(3, 4) is None
+        everything = VideoDataModule(source, clip_length=3)
+        assert everything.validation_episodes(3, 4) is None
+        image = everything.some_episodes(1, 2).batch["obs"]["image"]
+        start = everything.episodes.starts[0]
+        recorded = everything.episodes.arrays["obs/image"][start : start + 3]
+        np.testing.assert_array_equal(image[0], recorded)
 
 
 class TestResume:

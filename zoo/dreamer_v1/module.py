@@ -181,6 +181,10 @@ class DreamerV1(
             self.log_metrics({**self.latent_metrics(seen), **dreamed})
         return self.total_loss(losses, self.loss_scales)
 
+    def value(self, state: State) -> Tensor:
+        """The critic's estimate of the return from states on."""
+        return self.critic(features(state)).pred()
+
     def configure_optimizers(self) -> Optimizer:
         """Three Adams in one: model, actor and critic, each clipped by its own norm."""
         return ClippedAdam(self.parameter_groups(*self.lrs), self.clip, eps=1e-7)

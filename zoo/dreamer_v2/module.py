@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from datamodules.spec import Spec
 from zoo.arguments import choose_widths, reject_outside, reject_unknown, reject_unless_positive
-from zoo.base import Batch
+from zoo.base import Batch, State
 from zoo.nets.averaging import follow
 from zoo.nets.distributions import PolicySteps, TruncatedNormal, UnitNormal
 from zoo.nets.frozen import frozen
@@ -240,6 +240,10 @@ class DreamerV2(
         super().after_update()
         if (self.updates - 1) % self.slow_every == 0:
             follow(self.slow_critic, self.critic, 1.0)
+
+    def value(self, state: State) -> Tensor:
+        """The critic's estimate of the return from states on."""
+        return self.critic(features(state)).pred()
 
     def configure_optimizers(self) -> Optimizer:
         """Three Adams in one: model, actor and critic, each clipped by its own norm."""

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from datamodules.errors import UserError
 from datamodules.spec import Spec
 from zoo.arguments import choose_widths, reject_outside, reject_unknown, reject_unless_positive
-from zoo.base import Batch
+from zoo.base import Batch, State
 from zoo.dreamer_v3.sizes import SIZES
 from zoo.nets.averaging import follow
 from zoo.nets.distributions import PolicySteps, Scalar
@@ -260,6 +260,10 @@ class DreamerV3(
         """Moves the slow critic, and the averaged agent if there is one, towards the weights."""
         super().after_update()
         follow(self.slow_critic, self.critic, self.slow_rate)
+
+    def value(self, state: State) -> Tensor:
+        """The critic's estimate of the return from states on."""
+        return self.critic(features(state)).pred()
 
     def configure_optimizers(self) -> Optimizer:
         """LaProp with AGC over everything that learns."""

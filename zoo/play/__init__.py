@@ -1,0 +1,1 @@
+"""A person inside the dream of a model; see `zoo play`."""
