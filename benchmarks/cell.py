@@ -49,7 +49,7 @@ METRICS = frozenset(
         "probe_r2",
         "probe_knn_r2",
         "probe_attentive_r2",
-        "feature_std",
+        "relative_std",
         "rank_me",
         "covariance_rank",
         "latent_action_purity",

@@ -24,9 +24,9 @@ REMEDY = "raise what prevents it, lower the learning rate, or start anew from an
 class CollapseMonitor(WatchesClips):
     """Watches the features (`encode`) of held-out episodes, or of the batch if none are held out.
 
-    - `eval/feature_std`: standard deviation of the features, over their root mean square: 0 where
+    - `eval/relative_std`: standard deviation of the features, over their root mean square: 0 where
       all observations look alike, at most 1;
-    - `eval/feature_std_before`: the same before the model's last norm or projector, of models that
+    - `eval/relative_std_before`: the same before the model's last norm or projector, of models that
       have an `encode_before`;
     - `eval/rank_me`: exponential of the entropy of the singular values (Garrido et al., 2023);
     - `eval/covariance_rank`: (sum of eigenvalues)^2 / sum of their squares, of the covariance.
@@ -69,19 +69,19 @@ class CollapseMonitor(WatchesClips):
             return {}
         x = model.encode(clips.obs).float()[clips.valid]
         metrics = {
-            "eval/feature_std": relative_std(x),
+            "eval/relative_std": relative_std(x),
             "eval/rank_me": rank_me(x),
             "eval/covariance_rank": covariance_rank(x),
         }
         if hasattr(model, "encode_before"):
             before = model.encode_before(clips.obs).float()[clips.valid]
-            metrics["eval/feature_std_before"] = relative_std(before)
+            metrics["eval/relative_std_before"] = relative_std(before)
         copying = float(trainer.callback_metrics.get("train/copy_ratio", 0.0))
-        if not self._said and metrics["eval/feature_std"] < COLLAPSED_STD and copying > COPYING:
+        if not self._said and metrics["eval/relative_std"] < COLLAPSED_STD and copying > COPYING:
             self._said = True
             rank_zero_warn(
                 f"the features have collapsed: their standard deviation is "
-                f"{metrics['eval/feature_std']:.3f} of their root mean square, and the predictor's "
+                f"{metrics['eval/relative_std']:.3f} of their root mean square, and the predictor's "
                 f"error is {copying:.2f} of that of copying; "
                 f"{getattr(model, 'collapse_remedy', REMEDY)}"
             )

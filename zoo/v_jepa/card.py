@@ -14,7 +14,7 @@ CARD = ModelCard(
     ),
     year=2024,
     url="https://arxiv.org/abs/2404.08471",
-    data=("video",),
+    data=("offline", "video"),
     can=("Encoder",),
     observations=("image",),
     actions=(),

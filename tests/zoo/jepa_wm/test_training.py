@@ -92,17 +92,17 @@ def monitored(prevention: str, tmp_path: Path) -> dict[str, list[float]]:
 def test_the_monitor_names_a_collapse_and_its_remedy(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"have collapsed: .* of copying; set prevention to vic"):
         found = monitored("none", tmp_path)
-    assert len(found["eval/feature_std"]) == 5
-    assert found["eval/feature_std"][-1] < 0.1
-    assert found["eval/feature_std"][-1] < found["eval/feature_std"][0]
+    assert len(found["eval/relative_std"]) == 5
+    assert found["eval/relative_std"][-1] < 0.1
+    assert found["eval/relative_std"][-1] < found["eval/relative_std"][0]
 
 
 def test_the_monitor_is_silent_where_nothing_collapses(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*have collapsed")
         found = monitored("vicreg", tmp_path)
-    assert found["eval/feature_std"][-1] > 0.7
-    assert found["eval/feature_std_before"][-1] > 0.5
+    assert found["eval/relative_std"][-1] > 0.7
+    assert found["eval/relative_std_before"][-1] > 0.5
     assert found["eval/covariance_rank"][-1] > 2
     assert found["eval/rank_me"][-1] > 4
 
