@@ -27,7 +27,7 @@ from typing import Any, TextIO
 import numpy as np
 import yaml
 
-from benchmarks.cell import EVAL_SEED_OFFSET, Cell, write_json
+from benchmarks.cell import ENV, EVAL_SEED_OFFSET, Cell, write_json
 from datamodules.errors import MissingExtra, UserError
 
 OFFLINE = "offline-dqn"
@@ -86,17 +86,19 @@ def load_preset(cell: Cell) -> dict[str, Any]:
     """
     folder = resources.files("benchmarks") / "presets"
     known = sorted(Path(entry.name).stem for entry in folder.iterdir())
-    if cell.preset not in known:
-        close = get_close_matches(cell.preset, known) or known
+    name = cell.base or cell.preset
+    if name not in known:
+        close = get_close_matches(name, known) or known
         raise UserError(
-            f"baseline {cell.model!r} has no preset {cell.preset!r}; nearest: {', '.join(close)}"
+            f"baseline {cell.model!r} has no preset {name!r}; nearest: {', '.join(close)}"
         )
-    preset: dict[str, Any] = yaml.safe_load((folder / f"{cell.preset}.yaml").read_text())
+    preset: dict[str, Any] = yaml.safe_load((folder / f"{name}.yaml").read_text())
+    preset["task"] = cell.options.get(ENV, preset["task"])
     if preset["task"] != cell.task:
-        raise UserError(f"preset {cell.preset!r} is for {preset['task']}, not for {cell.task}")
+        raise UserError(f"preset {name!r} is for {preset['task']}, not for {cell.task}")
     if cell.model != "random" and cell.model not in preset:
         there = ", ".join(name for name in BASELINES if name in preset)
-        raise UserError(f"preset {cell.preset!r} has no settings for {cell.model!r}, only {there}")
+        raise UserError(f"preset {name!r} has no settings for {cell.model!r}, only {there}")
     return preset
 
 

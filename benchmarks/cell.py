@@ -64,6 +64,9 @@ _WALL = "time/wall_s"
 # Scores at one evaluation belong to the curve; the final evaluation has its own.
 _FINAL_ONLY = frozenset({"return_mean", "return_std", "success_rate"})
 RETURN = "return_mean"
+# The option that puts a preset into another environment than its own.
+ENV = "data.env"
+CHECKPOINTS = ("best", "last")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Cell:
 
     Attributes:
         env_steps: training budget in frames that the agent causes; None means the preset's own.
-        episodes: of the final evaluation of the best checkpoint, greedy, on fresh seeds.
+        episodes: of the final evaluation, greedy, on fresh seeds.
         eval_every: env steps between evaluations in a baseline's training, or updates if it learns
             from recorded data; a zoo model's preset says its own.
         eval_episodes: episodes of each of those evaluations.
@@ -80,6 +83,7 @@ class Cell:
         options: options of `zoo fit` that win over the preset.
         score: the metric that is compared: the return, or what a probe reads out of features.
         probe: for a suite of probes, what is probed for; see `benchmarks.probed`.
+        checkpoint: which one of a zoo model's run is evaluated, "best" or "last".
     """
 
     model: str
@@ -95,6 +99,7 @@ class Cell:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     score: str = RETURN
     probe: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    checkpoint: str = "best"
 
     @property
     def name(self) -> str:
@@ -121,7 +126,7 @@ class Runner(Protocol):
         """Train to the budget, continuing whatever an earlier attempt left in `run`."""
 
     def evaluate(self, cell: Cell, run: Path) -> Mapping[str, Any]:
-        """Play `cell.episodes` fresh episodes with the best checkpoint, or probe its features.
+        """Play `cell.episodes` fresh episodes with `cell.checkpoint`, or probe its features.
 
         Returns:
             At least `cell.score` and `episodes` (how many it is a mean of); other keys that are in
@@ -192,7 +197,7 @@ class ZooRunner:
         from zoo.commands import fit
 
         preset = f"{cell.model}/{cell.base or cell.preset}"
-        env = configs.compose(preset)["data"]["init_args"].get("env")
+        env = cell.options.get(ENV, configs.compose(preset)["data"]["init_args"].get("env"))
         if env != cell.task and not cell.probe:  # recordings need no environment to be learnt from
             raise UserError(f"preset {preset} is for {env}, not for {cell.task}")
         command = [*fit_command(cell, run), "--resume"]
@@ -212,6 +217,8 @@ class ZooRunner:
 
         seed = str(EVAL_SEED_OFFSET + cell.seed)
         command = [str(run), "--episodes", str(cell.episodes), "--seed", seed, "--json"]
+        if cell.checkpoint == "last":  # the best is its default, and the last where there is none
+            command += ["--checkpoint", "last"]
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             code = evaluate.main(command)
@@ -354,7 +361,8 @@ def _claim(cell: Cell, path: Path) -> None:
     asked = asdict(cell)
     if not path.exists():
         write_json(path, asked)
-    there = read_json(path)
+    # A request that was made before a field existed has its default.
+    there = {**asdict(Cell("", "", "", 0)), **read_json(path)}
     different = [
         f"{key} {there.get(key)!r} instead of {asked[key]!r}"
         for key in asked

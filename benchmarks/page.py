@@ -20,8 +20,11 @@ from benchmarks.tables import (
     improvement_rows,
     measured,
     notes,
+    published_notes,
+    published_rows,
     score_header,
     score_rows,
+    task_means,
 )
 
 _CAPTIONS = {
@@ -45,6 +48,7 @@ def render_page(summary: Summary, figures: Mapping[str, str]) -> str:
     sections += [_task(summary, task, figures) for task in summary.tasks]
     sections += [
         _overall(summary, figures),
+        _published(summary),
         _dreams(summary),
         _measured(summary),
         _notes(summary),
@@ -126,6 +130,21 @@ def _overall(summary: Summary, figures: Mapping[str, str]) -> str:
     title = "Over all tasks, normalised" if rows else "Side by side"
     table = _table(AGGREGATE_HEADER, rows) if rows else ""
     return f'<section><h2>{title}</h2>{table}<div class="charts">{charts}</div></section>'
+
+
+def _published(summary: Summary) -> str:
+    if not summary.published:
+        return ""
+    header, means = task_means(summary)
+    tables = [
+        _table(names, [[escape(text) for text in row] for row in rows])
+        for names, rows in ((AGGREGATE_HEADER, published_rows(summary)), (header, means))
+    ]
+    items = "".join(f'<p class="note">{escape(note)}</p>' for note in published_notes(summary))
+    return (
+        f"<section><h2>Published, normalised</h2>{tables[0]}{items}"
+        f"<h3>Mean scores</h3>{tables[1]}</section>"
+    )
 
 
 def _improvement(summary: Summary) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import svg
 from benchmarks.figures import draw_figures, slug
 from benchmarks.page import render_page
+from benchmarks.published import Published
 from benchmarks.results import write_rows, write_table
 from benchmarks.statistics import Interval
 from benchmarks.summary import Score, Summary
@@ -27,8 +28,11 @@ from benchmarks.tables import (
     improvement_rows,
     measured,
     notes,
+    published_notes,
+    published_rows,
     score_header,
     score_rows,
+    task_means,
 )
 
 _SUMMARY_COLUMNS = (
@@ -53,6 +57,7 @@ _SUMMARY_COLUMNS = (
     "normalized_median",
     "normalized_mean",
     "optimality_gap",
+    "above_expert",
 )
 
 
@@ -80,19 +85,18 @@ def _summary_table(summary: Summary) -> tuple[list[str], list[dict[str, Any]]]:
     metrics = list(dict.fromkeys(name for score in summary.scores for name in score.metrics))
     suite = summary.suite.name if summary.suite else summary.rows[0].suite
     records = [_score_record(summary, score, suite) for score in summary.scores]
-    for label in summary.labels:
-        scores = [score for score in summary.scores if score.label == label]
-        if summary.aggregates(label):
-            records.append(
-                {
-                    "suite": suite,
-                    "model": scores[0].model,
-                    "preset": "(all)",
-                    "task": "(all)",
-                    "runs": sum(len(task) for task in summary.normalized(label).values()),
-                    **_aggregate_record(summary.aggregates(label)),
-                }
-            )
+    for label, aggregates in summary.aggregates.items():
+        records.append(
+            {
+                "suite": suite,
+                "model": next(score.model for score in summary.scores if score.label == label),
+                "preset": "(all)",
+                "task": "(all)",
+                "runs": sum(len(task) for task in summary.normalized(label).values()),
+                **_aggregate_record(aggregates),
+            }
+        )
+    records += [_published_record(summary, row, suite) for row in summary.published]
     return [*_SUMMARY_COLUMNS, *metrics], records
 
 
@@ -122,15 +126,26 @@ def _score_record(summary: Summary, score: Score, suite: str) -> dict[str, Any]:
     return record
 
 
-def _aggregate_record(aggregates: dict[str, Interval]) -> dict[str, float]:
+def _published_record(summary: Summary, row: Published, suite: str) -> dict[str, Any]:
     return {
-        "normalized_iqm": aggregates["iqm"].value,
-        "normalized_iqm_low": aggregates["iqm"].low,
-        "normalized_iqm_high": aggregates["iqm"].high,
-        "normalized_median": aggregates["median"].value,
-        "normalized_mean": aggregates["mean"].value,
-        "optimality_gap": aggregates["optimality_gap"].value,
+        "suite": suite,
+        "model": row.label,
+        "preset": "(published)",
+        "task": "(all)",
+        "runs": sum(len(scores) for scores in row.runs.values()) or None,
+        **_aggregate_record(summary.published_aggregates[row.label]),
     }
+
+
+def _aggregate_record(aggregates: dict[str, Interval]) -> dict[str, float]:
+    record = {
+        name if name in _SUMMARY_COLUMNS else f"normalized_{name}": interval.value
+        for name, interval in aggregates.items()
+    }
+    if "iqm" in aggregates:
+        record["normalized_iqm_low"] = aggregates["iqm"].low
+        record["normalized_iqm_high"] = aggregates["iqm"].high
+    return record
 
 
 def _markdown(summary: Summary, figures: Sequence[str]) -> str:
@@ -153,6 +168,12 @@ def _markdown(summary: Summary, figures: Sequence[str]) -> str:
     rows = aggregate_rows(summary)
     if rows:
         lines += ["## Over all tasks, normalised", "", *_markdown_table(AGGREGATE_HEADER, rows), ""]
+    if summary.published:
+        header, means = task_means(summary)
+        lines += ["## Published, normalised", ""]
+        lines += [*_markdown_table(AGGREGATE_HEADER, published_rows(summary)), ""]
+        lines += [*(f"- {note}" for note in published_notes(summary)), ""]
+        lines += ["## Mean scores", "", *_markdown_table(header, means), ""]
     if "performance-profile" in figures:
         lines += ["![performance profile](figures/performance-profile.svg)", ""]
     if len(summary.labels) > 1:

@@ -8,7 +8,7 @@ The definitions are those of Agarwal et al. 2021, "Deep Reinforcement Learning a
 Statistical Precipice" (arXiv:2108.13264).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +86,25 @@ def optimality_gap(tasks: Tasks, gamma: float = 1.0) -> Array:
     """How far the runs stay below `gamma` on average; what exceeds it does not count."""
     runs = np.concatenate(tasks, axis=-1)
     return gamma - np.minimum(runs, gamma).mean(-1)
+
+
+def above_expert(tasks: Tasks) -> Array:
+    """Number of tasks whose mean over runs exceeds 1; #superhuman where the expert is human.
+
+    A tie does not count, nor what rounding puts just above one.
+    """
+    return np.sum([task.mean(-1) > 1 + 1e-9 for task in tasks], axis=0, dtype=np.float64)
+
+
+AGGREGATES: Mapping[str, Aggregate] = {
+    "iqm": iqm,
+    "median": median,
+    "mean": mean,
+    "optimality_gap": optimality_gap,
+    "above_expert": above_expert,
+}
+# Functions of the task means alone; the others of task means are not those of the runs.
+OF_MEANS = ("median", "mean", "above_expert")
 
 
 def bootstrap(

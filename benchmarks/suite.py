@@ -4,8 +4,8 @@ Suites are `suites/<name>.yaml`, or any yaml file of the same form given by its 
 kind "speed" measures times instead of scores and has no cells.
 """
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -13,10 +13,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-from benchmarks.cell import METRICS, RETURN, Cell
+from benchmarks.cell import CHECKPOINTS, ENV, METRICS, RETURN, Cell
+from benchmarks.published import list_published
 from datamodules.errors import UserError
 
 KINDS = ("scores", "speed")
+# As the task of an entry: one entry for each task of the suite.
+EVERY_TASK = "*"
 
 _T = TypeVar("_T")
 
@@ -41,6 +44,9 @@ class Reference:
 @dataclass(frozen=True)
 class Entry:
     """One model with one preset on one task.
+
+    In a file the task may be "*": the preset is then run in every task's environment, and is called
+    `<preset>-<task>` in the results, such as `atari-100k-pong`.
 
     Attributes:
         env_steps: budget; None means the preset's own.
@@ -72,6 +78,8 @@ class Suite:
         tasks: normalisation references by task.
         score: the metric that is compared; `return_mean` unless features are probed.
         probe: for a suite of probes, what is probed for; see `benchmarks.probed`.
+        checkpoint: which one of a zoo model's run is evaluated, "best" or "last".
+        published: name of the published scores to show beside; see `benchmarks.published`.
     """
 
     name: str
@@ -86,6 +94,8 @@ class Suite:
     entries: tuple[Entry, ...] = ()
     score: str = RETURN
     probe: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = "best"
+    published: str = ""
 
     def cells(self, seeds: int | None = None) -> list[Cell]:
         """All cells, in the order in which they are started.
@@ -111,6 +121,7 @@ class Suite:
                 eval_episodes=self.eval_episodes,
                 score=self.score,
                 probe=dict(self.probe),
+                checkpoint=self.checkpoint,
             )
             for entry in self.entries
             for seed in range(count)
@@ -157,7 +168,8 @@ def parse_suite(content: Mapping[str, Any]) -> Suite:
     """Build a suite from plain data, checking every key.
 
     Raises:
-        UserError: unknown or missing keys, an unknown kind, or two entries that would share a cell.
+        UserError: unknown or missing keys, an unknown kind, score, checkpoint or name of published
+            scores, or two entries that would share a cell.
     """
     where = f"suite {content.get('name')}"
     tasks = {
@@ -165,14 +177,20 @@ def parse_suite(content: Mapping[str, Any]) -> Suite:
         for task, value in _mapping(content.get("tasks", {}), f"{where}, tasks").items()
     }
     entries = tuple(
-        _build(Entry, value, f"{where}, entry {number}")
+        entry
         for number, value in enumerate(content.get("entries", ()), start=1)
+        for entry in _expand(_build(Entry, value, f"{where}, entry {number}"), tasks)
     )
     suite = _build(Suite, {**content, "tasks": tasks, "entries": entries}, where)
     if suite.kind not in KINDS:
         raise UserError(f"{where} has kind {suite.kind!r}; kinds are {', '.join(KINDS)}")
     if suite.score not in METRICS:
         raise UserError(f"{where} has score {suite.score!r}; there is {', '.join(sorted(METRICS))}")
+    if suite.checkpoint not in CHECKPOINTS:
+        raise UserError(f"{where} has checkpoint {suite.checkpoint!r}; it is best or last")
+    if suite.published and suite.published not in list_published():
+        there = ", ".join(list_published())
+        raise UserError(f"{where} has published {suite.published!r}; there is {there}")
     if suite.kind == "scores" and not entries:
         raise UserError(f"{where} has no entries, so there is nothing to run")
     for entry in entries:
@@ -184,6 +202,16 @@ def parse_suite(content: Mapping[str, Any]) -> Suite:
             name = "/".join(place)
             raise UserError(f"{where} lists {name} twice; give each its own preset or variant")
     return suite
+
+
+def _expand(entry: Entry, tasks: Mapping[str, Reference]) -> Iterator[Entry]:
+    """The entry itself, or one for each task if it is for every one."""
+    if entry.task != EVERY_TASK:
+        yield entry
+        return
+    for task in tasks:
+        name = f"{entry.variant or entry.preset}-{task.rpartition('/')[2].lower()}"
+        yield replace(entry, task=task, variant=name, options={**entry.options, ENV: task})
 
 
 def _build(kind: type[_T], value: Any, where: str) -> _T:

@@ -1,17 +1,17 @@
 """What the rows of a results folder say: final scores, curves and comparisons."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks import statistics
 from benchmarks.cell import METRICS, RETURN, Cell, read_json
+from benchmarks.published import Published, load_published
 from benchmarks.results import Row, read_rows
 from benchmarks.statistics import Interval
 from benchmarks.suite import Suite, parse_suite
@@ -204,27 +204,45 @@ class Summary:
 
     def normalized(self, label: str) -> dict[str, Floats]:
         """Normalised final scores of each run, by task; only tasks that have references."""
-        references = self.suite.tasks if self.suite else {}
+        return self._normalize(
+            {score.task: score.finals for score in self.scores if score.label == label}
+        )
+
+    @cached_property
+    def aggregates(self) -> dict[str, dict[str, Interval]]:
+        """By label: each of `statistics.AGGREGATES` over its normalised tasks, if it has any."""
+        normalized = {label: list(self.normalized(label).values()) for label in self.labels}
         return {
-            score.task: np.array(
-                [references[score.task].normalize(value) for value in score.finals]
-            )
-            for score in self.scores
-            if score.label == label and score.task in references
+            label: {
+                name: statistics.bootstrap(tasks, of) for name, of in statistics.AGGREGATES.items()
+            }
+            for label, tasks in normalized.items()
+            if tasks
         }
 
-    def aggregates(self, label: str) -> dict[str, Interval]:
-        """Normalised IQM, median, mean and optimality gap over the label's tasks."""
-        tasks = list(self.normalized(label).values())
-        functions: dict[str, Callable[..., Any]] = {
-            "iqm": statistics.iqm,
-            "median": statistics.median,
-            "mean": statistics.mean,
-            "optimality_gap": statistics.optimality_gap,
+    @cached_property
+    def published(self) -> list[Published]:
+        """What the suite names to read its results beside, on the suite's tasks."""
+        if not (self.suite and self.suite.published):
+            return []
+        rows = [row.on(self.suite.tasks) for row in load_published(self.suite.published)]
+        return [row for row in rows if row.scores]
+
+    @cached_property
+    def published_aggregates(self) -> dict[str, dict[str, Interval]]:
+        """By label: what is known of `statistics.AGGREGATES`, normalised as our own."""
+        return {
+            row.label: row.aggregates(list(self._normalize(row.scores).values()))
+            for row in self.published
         }
-        if not tasks:
-            return {}
-        return {name: statistics.bootstrap(tasks, of) for name, of in functions.items()}
+
+    def _normalize(self, scores: Mapping[str, Floats]) -> dict[str, Floats]:
+        references = self.suite.tasks if self.suite else {}
+        return {
+            task: np.array([references[task].normalize(value) for value in values])
+            for task, values in scores.items()
+            if task in references
+        }
 
     def improvement(self, x: str, y: str) -> Interval | None:
         """P(a run of x beats a run of y), over the tasks that both have; None if there are none."""

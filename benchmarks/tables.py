@@ -10,7 +10,16 @@ from benchmarks.pool import read_failure
 from benchmarks.statistics import Interval
 from benchmarks.summary import Summary
 
-AGGREGATE_HEADER = ("model", "tasks", "runs", "IQM", "median", "mean", "optimality gap")
+AGGREGATE_HEADER = (
+    "model",
+    "tasks",
+    "runs",
+    "IQM",
+    "median",
+    "mean",
+    "optimality gap",
+    "above expert",
+)
 _FEW_SEEDS = 5
 
 
@@ -53,14 +62,64 @@ def aggregate_rows(summary: Summary) -> list[list[str]]:
     rows: list[tuple[float, list[str]]] = []
     if len(summary.tasks) < 2:
         return []
-    for label in summary.labels:
-        scores, aggregates = summary.normalized(label), summary.aggregates(label)
-        if aggregates:
-            runs = sum(len(task) for task in scores.values())
-            texts = [interval_text(aggregate, runs, "{:.2f}") for aggregate in aggregates.values()]
-            covered = f"{len(scores)} of {len(summary.tasks)}"
-            rows.append((aggregates["iqm"].value, [label, covered, str(runs), *texts]))
+    for label, aggregates in summary.aggregates.items():
+        scores = summary.normalized(label)
+        runs = sum(len(task) for task in scores.values())
+        texts = [
+            interval_text(aggregate, runs, _form(name)) for name, aggregate in aggregates.items()
+        ]
+        covered = f"{len(scores)} of {_task_count(summary)}"
+        rows.append((aggregates["iqm"].value, [label, covered, str(runs), *texts]))
     return [row for _, row in sorted(rows, key=lambda item: -item[0])]
+
+
+def published_rows(summary: Summary) -> list[list[str]]:
+    """The same of published scores, in the order of their file; a dash where it is not known."""
+    rows = []
+    for row in summary.published:
+        runs = sum(len(scores) for scores in row.runs.values())
+        aggregates = summary.published_aggregates[row.label]
+        texts = []
+        for name in statistics.AGGREGATES:
+            if name not in aggregates:
+                texts.append("-")
+            elif row.runs:
+                texts.append(interval_text(aggregates[name], runs, _form(name)))
+            else:
+                texts.append(_form(name).format(aggregates[name].value))
+        covered = f"{len(row.scores)} of {_task_count(summary)}"
+        rows.append([row.label, covered, str(runs) if runs else "means only", *texts])
+    return rows
+
+
+def task_means(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of mean scores by task: ours, then published ones.
+
+    Empty unless the suite names published scores.
+    """
+    if not (summary.suite and summary.published):
+        return [], []
+    ours = {
+        label: {score.task: score.finals for score in summary.scores if score.label == label}
+        for label in summary.labels
+    }
+    theirs = {f"{row.label} (published)": row.scores for row in summary.published}
+    columns = {**ours, **theirs}
+    rows = [
+        [
+            task,
+            number(reference.random),
+            number(reference.expert),
+            *(number(float(of[task].mean())) if task in of else "" for of in columns.values()),
+        ]
+        for task, reference in summary.suite.tasks.items()
+    ]
+    return ["task", "0 is", "1 is", *columns], rows
+
+
+def published_notes(summary: Summary) -> list[str]:
+    """Where each of the published scores comes from, and what must be known of it."""
+    return [f"{row.label}: {row.source}. {row.note}".strip() for row in summary.published]
 
 
 def improvement_rows(summary: Summary) -> list[list[str]]:
@@ -97,6 +156,15 @@ def interval_text(interval: Interval, runs: int, form: str | None = None) -> str
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if runs > 1 else f"{texts[0]} (one run)"
 
 
+def _form(aggregate: str) -> str:
+    return "{:.0f}" if aggregate == "above_expert" else "{:.2f}"
+
+
+def _task_count(summary: Summary) -> int:
+    """Tasks that an aggregate should be over: those of the suite, also where none has a result."""
+    return len(summary.suite.tasks) if summary.suite else len(summary.tasks)
+
+
 def number(value: float) -> str:
     """Three or four telling digits: 0.123, 12.3, 487.1, 12,345."""
     size = abs(value)
@@ -108,15 +176,17 @@ def number(value: float) -> str:
 def notes(summary: Summary) -> list[str]:
     """What a reader must know to judge the numbers, one sentence each."""
     said = [
-        "A run's score is the mean return of fresh greedy episodes of its best checkpoint, which "
-        "was chosen on other episodes during training."
-        if summary.metric == RETURN
-        else f"A run's score is the {summary.score_name} on fresh clips.",
+        _score_note(summary),
         "IQM is the mean of the middle half of the runs; intervals are 95% percentiles of "
         f"{statistics.REPLICATIONS:,} stratified bootstrap resamples of runs within tasks.",
         "Learning curves show the IQM over runs with its 95% band, single runs behind it. env "
         "steps count frames that the agent caused.",
     ]
+    if len(summary.tasks) > 1:
+        said.append(
+            "above expert counts the tasks whose mean over runs is above the expert's score; a tie "
+            "does not count."
+        )
     fewest = min((len(score.finals) for score in summary.scores), default=0)
     if fewest < _FEW_SEEDS:
         said.append(
@@ -135,6 +205,17 @@ def notes(summary: Summary) -> list[str]:
     if untimed:
         said.append(f"Not drawn against seconds, for lack of times: {', '.join(untimed)}.")
     return said
+
+
+def _score_note(summary: Summary) -> str:
+    if summary.metric != RETURN:
+        return f"A run's score is the {summary.score_name} on fresh clips."
+    if summary.suite and summary.suite.checkpoint == "last":
+        return "A run's score is the mean return of fresh greedy episodes of its last checkpoint."
+    return (
+        "A run's score is the mean return of fresh greedy episodes of its best checkpoint, which "
+        "was chosen on other episodes during training."
+    )
 
 
 def commands(summary: Summary) -> list[str]:

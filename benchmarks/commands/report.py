@@ -21,13 +21,28 @@ def show_report(out: Path) -> int:
         0, or 1 if a cell of the suite has no result.
     """
     from benchmarks.report import write_report
-    from benchmarks.tables import counted, failures, score_header, score_rows
+    from benchmarks.tables import (
+        AGGREGATE_HEADER,
+        aggregate_rows,
+        counted,
+        failures,
+        published_rows,
+        score_header,
+        score_rows,
+    )
     from zoo.commands.output import table
 
     summary = write_report(out)
     for task in summary.tasks:
         print(f"\n{summary.title}: {task}\n")
         table(score_header(summary), score_rows(summary, task))
+    for what, rows in (
+        ("over all tasks, normalised", aggregate_rows(summary)),
+        ("published, normalised", published_rows(summary)),
+    ):
+        if rows:
+            print(f"\n{summary.title}: {what}\n")
+            table(AGGREGATE_HEADER, rows)
     failed = failures(summary)
     if failed:
         print(f"\nwithout a result: {counted(len(failed), 'cell')}")
