@@ -83,7 +83,7 @@ class Cell:
         options: options of `zoo fit` that win over the preset.
         score: the metric that is compared: the return, or what a probe reads out of features.
         probe: for a suite of probes, what is probed for; see `benchmarks.probed`.
-        checkpoint: which one of a zoo model's run is evaluated, "best" or "last".
+        checkpoint: which one of a zoo model's run plays the final episodes, "best" or "last".
     """
 
     model: str

@@ -78,7 +78,7 @@ class Suite:
         tasks: normalisation references by task.
         score: the metric that is compared; `return_mean` unless features are probed.
         probe: for a suite of probes, what is probed for; see `benchmarks.probed`.
-        checkpoint: which one of a zoo model's run is evaluated, "best" or "last".
+        checkpoint: which one of a zoo model's run plays the final episodes, "best" or "last".
         published: name of the published scores to show beside; see `benchmarks.published`.
     """
 

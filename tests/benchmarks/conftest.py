@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.cell import Cell, write_json
 from benchmarks.results import Row
-from benchmarks.suite import Suite, parse_suite
+from benchmarks.suite import Suite, load_suite, parse_suite
 
 ORIGIN = {"git_sha": "abc1234", "versions": "python 3.11.7; torch 2.13.0", "hardware": "a laptop"}
 FINALS = {
@@ -108,3 +108,15 @@ def two_tasks(tmp_path):
     tasks = {"A": reference, "B": reference}
     write_cells(tmp_path / "two", made_up_suite(tasks=tasks, entries=entries))
     return tmp_path / "two"
+
+
+@pytest.fixture
+def three_games(tmp_path):
+    """Results of DQN on two of the three games of a suite, beside what was published."""
+    human = load_suite("atari100k").tasks
+    tasks = {task: vars(human[task]) for task in ("ale/Boxing", "ale/Freeway", "ale/Pong")}
+    entries = [{"model": "dqn", "preset": "atari", "task": "*", "env_steps": 2000}]
+    suite = made_up_suite(tasks=tasks, entries=entries, published="atari100k", checkpoint="last")
+    out = tmp_path / "three"
+    write_cells(out, suite, tuple(f"dqn/atari-freeway seed={seed}" for seed in range(3)))
+    return out

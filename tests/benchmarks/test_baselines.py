@@ -118,6 +118,13 @@ def test_mistakes_are_named(changes, words):
         load_preset(replace(DQN, **changes))
 
 
+def test_a_preset_in_another_environment_than_its_own():
+    cell = replace(DQN, preset="cartpole-acrobot", base="cartpole", task="Acrobot-v1")
+    with pytest.raises(UserError, match="preset 'cartpole' is for CartPole-v1, not for Acrobot-v1"):
+        load_preset(cell)
+    assert load_preset(replace(cell, options={"data.env": "Acrobot-v1"}))["task"] == "Acrobot-v1"
+
+
 def test_a_baseline_needs_a_budget(tmp_path):
     with pytest.raises(UserError, match="needs a budget: set env_steps"):
         BaselineRunner().train(replace(DQN, env_steps=None), tmp_path)

@@ -3,11 +3,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
-from benchmarks.cell import Cell, read_metrics, run_cell
+from benchmarks.cell import Cell, ZooRunner, read_metrics, run_cell
 from datamodules.errors import UserError
+from zoo import runs
+from zoo.commands import eval as zoo_eval
+from zoo.commands import fit
 
 NAMES = ("planet", "cartpole", "CartPole-v1", 1)
 METRICS = """\
@@ -119,6 +124,45 @@ def test_other_settings_do_not_pass_as_the_same_cell(tmp_path):
     run_cell(*NAMES, tmp_path, runner=FakeRunner(), env_steps=1000)
     with pytest.raises(UserError, match=r"cell\.json was made with env_steps 1000 instead of 2000"):
         run_cell(*NAMES, tmp_path, runner=FakeRunner(), env_steps=2000)
+
+
+def test_a_request_from_before_a_setting_existed_has_its_default(tmp_path):
+    run_cell(*NAMES, tmp_path, runner=FakeRunner())
+    path = Cell(*NAMES).folder(tmp_path) / "cell.json"
+    asked = json.loads(path.read_text())
+    del asked["checkpoint"]
+    path.write_text(json.dumps(asked))
+    assert run_cell(*NAMES, tmp_path, runner=FakeRunner())["rows"]
+    with pytest.raises(UserError, match="made with checkpoint 'best' instead of 'last'"):
+        run_cell(*NAMES, tmp_path, runner=FakeRunner(), checkpoint="last")
+
+
+def test_a_preset_is_run_in_the_environment_that_the_options_name(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fit, "main", lambda command: asked.append(command) or 0)
+    pong = Cell("dreamer-v3", "cartpole-pong", "ale/Pong", 0, base="cartpole")
+    with pytest.raises(UserError, match="dreamer-v3/cartpole is for CartPole-v1, not for ale/Pong"):
+        ZooRunner().train(pong, tmp_path)
+    ZooRunner().train(replace(pong, options={"data.env": "ale/Pong"}), tmp_path)
+    (command,) = asked
+    assert command[0] == "dreamer-v3/cartpole"
+    assert "--data.env=ale/Pong" in command
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_the_checkpoint_that_is_evaluated(which, tmp_path, monkeypatch):
+    asked = []
+
+    def evaluate(command):
+        asked.append(command)
+        print(json.dumps({"return_mean": 1.0, "episodes": 100}))
+        return 0
+
+    monkeypatch.setattr(zoo_eval, "main", evaluate)
+    monkeypatch.setattr(runs, "load", lambda run: torch.nn.Linear(2, 1))
+    final = ZooRunner().evaluate(Cell(*NAMES, checkpoint=which), tmp_path)
+    assert final == {"params": 3, "return_mean": 1.0, "episodes": 100}
+    assert ("last" in asked[0]) == (which == "last")
 
 
 def test_a_broken_result_is_named(tmp_path):

@@ -1,13 +1,9 @@
 import itertools
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import statistics as stats
-
-ATARI = json.loads((Path(__file__).parent / "atari100k_diamond.json").read_text())
 
 
 def test_iqm_cuts_a_quarter_of_the_runs_at_each_end():
@@ -35,17 +31,17 @@ def test_optimality_gap_ignores_what_exceeds_gamma():
     assert stats.optimality_gap([np.array([0.5, 3.0])], gamma=2.0) == 0.75
 
 
-def test_published_aggregates_of_diamond_on_atari_100k():
-    # Table 1 of arXiv:2405.12399: mean 1.459, median 0.373, IQM 0.641, optimality gap 0.480.
-    tasks = [
-        (np.array(runs) - ATARI["random"][game]) / (ATARI["human"][game] - ATARI["random"][game])
-        for game, runs in ATARI["runs"].items()
-    ]
-    assert sum(map(len, tasks)) == 130
-    assert stats.mean(tasks) == pytest.approx(1.4590, abs=5e-5)
-    assert stats.median(tasks) == pytest.approx(0.3734, abs=5e-5)
-    assert stats.iqm(tasks) == pytest.approx(0.6408, abs=5e-5)
-    assert stats.optimality_gap(tasks) == pytest.approx(0.4802, abs=5e-5)
+def test_tasks_above_the_expert_are_counted_by_their_means_without_ties():
+    # Above; a tie; a tie that rounding puts above; below, though most of its runs are above.
+    tie = np.array([0.7, 0.9, 1.4, 1.3, 0.7])
+    assert tie.mean() == 1.0
+    above = np.nextafter(np.ones(3), 2)
+    tasks = [np.array([0.5, 1.6]), tie, above, np.array([1.1, 1.1, -3.0])]
+    assert stats.above_expert(tasks) == 1
+    # One count for each resample.
+    assert stats.above_expert(
+        [np.array([[2.0, 2.0], [0.0, 1.0]]), np.full((2, 3), 5.0)]
+    ).tolist() == [2, 1]
 
 
 def test_bootstrap_resamples_within_tasks():

@@ -1,11 +1,15 @@
+import itertools
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks.cell import fit_command
+from benchmarks.pool import shard
 from benchmarks.suite import list_suites, load_suite, parse_suite
 from datamodules.errors import UserError
 from zoo.__main__ import main
+from zoo.configs import budget
 
 ENTRY = {"model": "random", "preset": "cartpole", "task": "CartPole-v1"}
 
@@ -64,6 +68,8 @@ def test_a_file_is_a_suite(tmp_path):
         ({"entries": [ENTRY], "kind": "sped"}, "kinds are scores, speed"),
         ({"entries": [ENTRY], "tasks": {"t": {"random": 0.0, "expert": 1.0}}}, "task t.*source"),
         ({"entries": ["dqn"]}, "should be a mapping"),
+        ({"entries": [ENTRY], "checkpoint": "first"}, "'first'; it is best or last"),
+        ({"entries": [ENTRY], "published": "atari"}, "'atari'; there is atari100k"),
     ],
 )
 def test_mistakes_are_named(content, words):
@@ -99,6 +105,53 @@ def test_a_variant_is_a_preset_with_options():
     assert parse_suite(suite.to_dict()) == suite
     with pytest.raises(UserError, match="has options but no variant"):
         parse_suite({"name": "s", "title": "S", "entries": [{**ENTRY, "options": options}]})
+
+
+def test_an_entry_for_every_task_is_one_for_each():
+    task = {"random": 0.0, "expert": 1.0, "source": "measured"}
+    tasks = {"CartPole-v1": task, "ale/MsPacman": task}
+    entry = {**ENTRY, "model": "dreamer-v3", "task": "*", "options": {"model.lam": 0.0}}
+    suite = parse_suite({"name": "s", "title": "S", "tasks": tasks, "entries": [ENTRY, entry]})
+    assert [(entry.task, entry.variant) for entry in suite.entries] == [
+        ("CartPole-v1", ""),
+        ("CartPole-v1", "cartpole-cartpole-v1"),
+        ("ale/MsPacman", "cartpole-mspacman"),
+    ]
+    command = fit_command(suite.cells(1)[2], Path("here"))
+    assert command[0] == "dreamer-v3/cartpole"
+    assert {"--model.lam=0.0", "--data.env=ale/MsPacman"} <= set(command)
+    assert parse_suite(suite.to_dict()) == suite
+    with pytest.raises(UserError, match="no entries"):
+        parse_suite({"name": "s", "title": "S", "entries": [entry]})
+
+
+def test_atari_100k_is_the_protocol_for_every_model_with_atari_settings():
+    suite = load_suite("atari100k")
+    assert (len(suite.tasks), suite.seeds, suite.episodes) == (26, 5, 100)
+    cells = suite.cells()
+    assert {cell.checkpoint for cell in cells} == {"last"}
+    for model in ("dreamer-v1", "dreamer-v2", "dreamer-v3", "random"):
+        ours = [cell for cell in cells if cell.model == model]
+        assert len({(cell.task, cell.seed) for cell in ours}) == len(ours) == 26 * 5
+        assert {cell.env_steps for cell in ours} == {None if model == "random" else 400_000}
+    parts = [shard(cells, f"{part}/52") for part in range(1, 53)]
+    assert sorted(map(cells.index, itertools.chain(*parts))) == list(range(len(cells)))
+    assert {len(part) for part in parts} == {10}
+
+
+@pytest.mark.parametrize("model", ["dreamer-v1", "dreamer-v2", "dreamer-v3"])
+def test_zoo_fit_takes_the_games_of_atari_100k(model, tmp_path, capsys):
+    cells = load_suite("atari100k").cells(seeds=1)
+    (cell,) = (c for c in cells if (c.model, c.task) == (model, "ale/BankHeist"))
+    with pytest.raises(SystemExit) as printed:
+        main(["fit", *fit_command(cell, tmp_path / "run"), "--print_config"])
+    assert printed.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    data = config["data"]["init_args"]
+    assert data["env"] == "ale/BankHeist"
+    # The protocol has neither sticky actions nor those that a game does not use.
+    assert not {"sticky", "full_actions"} & set(data["env_kwargs"] or ())
+    assert budget(config)["env_steps"] == 400_000
 
 
 def test_zoo_fit_takes_the_options_of_a_variant(tmp_path, capsys):
