@@ -1,5 +1,6 @@
 """What every form of the report shows, as text: tables, notes, failures and commands."""
 
+import shlex
 from pathlib import Path
 
 from benchmarks import statistics
@@ -103,7 +104,7 @@ def task_means(summary: Summary) -> tuple[list[str], list[list[str]]]:
         label: {score.task: score.finals for score in summary.scores if score.label == label}
         for label in summary.labels
     }
-    theirs = {f"{row.label} (published)": row.scores for row in summary.published}
+    theirs = {f"{row.label}, published": row.scores for row in summary.published}
     columns = {**ours, **theirs}
     rows = [
         [
@@ -229,7 +230,7 @@ def commands(summary: Summary) -> list[str]:
         ]
         if cells and score.model not in BASELINES:
             run = Path("runs") / score.model / score.preset / "seed=0"
-            lines.append(f"zoo fit {' '.join(fit_command(cells[0], run))}")
+            lines.append(shlex.join(["zoo", "fit", *fit_command(cells[0], run)]))
     return lines
 
 

@@ -112,11 +112,12 @@ def two_tasks(tmp_path):
 
 @pytest.fixture
 def three_games(tmp_path):
-    """Results of DQN on two of the three games of a suite, beside what was published."""
+    """Results of DreamerV3 on two of the three games of a suite, beside what was published."""
     human = load_suite("atari100k").tasks
     tasks = {task: vars(human[task]) for task in ("ale/Boxing", "ale/Freeway", "ale/Pong")}
-    entries = [{"model": "dqn", "preset": "atari", "task": "*", "env_steps": 2000}]
+    entry = {"model": "dreamer-v3", "preset": "atari", "task": "*", "env_steps": 2000}
+    entries = [{**entry, "options": {"data.env_kwargs": {"grey": True}}}]
     suite = made_up_suite(tasks=tasks, entries=entries, published="atari100k", checkpoint="last")
     out = tmp_path / "three"
-    write_cells(out, suite, tuple(f"dqn/atari-freeway seed={seed}" for seed in range(3)))
+    write_cells(out, suite, tuple(f"dreamer-v3/atari-freeway seed={seed}" for seed in range(3)))
     return out

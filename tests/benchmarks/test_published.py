@@ -96,7 +96,7 @@ def test_means_have_no_iqm():
 def test_published_scores_stand_beside_ours_on_the_same_games(three_games):
     summary = write_report(three_games)
     (ours,) = aggregate_rows(summary)
-    assert ours[:3] == ["dqn", "2 of 3", "6"]
+    assert ours[:3] == ["dreamer-v3", "2 of 3", "6"]
     rows = {
         row[0]: dict(zip(AGGREGATE_HEADER, row, strict=True)) for row in published_rows(summary)
     }
@@ -111,10 +111,14 @@ def test_published_scores_stand_beside_ours_on_the_same_games(three_games):
         assert "DIAMOND: eloialonso/diamond@5bcd159" in text
         assert "Freeway is 0 in all five runs there" in text
         assert "last checkpoint" in text
-    assert "| ale/Freeway | 0 | 29.6 |  | 16.7 | 24.3 |" in (three_games / "report.md").read_text()
+    markdown = (three_games / "report.md").read_text()
+    assert "IRIS, published | Dre" in markdown
+    assert "| ale/Freeway | 0 | 29.6 |  | 16.7 | 24.3 |" in markdown
+    # A shell takes the command as it stands.
+    assert "'--data.env_kwargs={\"grey\": true}' --data.env=ale/Boxing" in markdown
     with (three_games / "summary.csv").open(newline="") as file:
         records = {line["model"]: line for line in csv.DictReader(file) if line["task"] == "(all)"}
-    assert records["dqn"]["above_expert"] == "2.0"
+    assert records["dreamer-v3"]["above_expert"] == "2.0"
     assert (records["TWM"]["preset"], records["TWM"]["normalized_iqm"]) == ("(published)", "")
     assert float(records["DIAMOND"]["normalized_iqm"]) > 1
 
