@@ -81,8 +81,8 @@ class CollapseMonitor(WatchesClips):
             self._said = True
             rank_zero_warn(
                 f"the features have collapsed: their standard deviation is "
-                f"{metrics['eval/relative_std']:.3f} of their root mean square, and the predictor's "
-                f"error is {copying:.2f} of that of copying; "
+                f"{metrics['eval/relative_std']:.3f} of their root mean square, and the "
+                f"predictor's error is {copying:.2f} of that of copying; "
                 f"{getattr(model, 'collapse_remedy', REMEDY)}"
             )
         return {**metrics, "time/collapse_s": time.perf_counter() - started}
