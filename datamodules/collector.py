@@ -430,12 +430,16 @@ def restart_rows(state: dict[str, Tensor] | None, actor: Actor, first: Tensor) -
         return actor.initial_state(len(first))
     if not first.any():
         return state
-    initial = actor.initial_state(len(first))
+    return choose_rows(first, actor.initial_state(len(first)), state)
+
+
+def choose_rows(
+    mask: Tensor, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Rows of states a (B, ...) where mask (B,) is set, else those of b."""
     return {
-        key: torch.where(
-            first.to(value.device).view(-1, *[1] * (value.dim() - 1)), initial[key], value
-        )
-        for key, value in state.items()
+        key: torch.where(mask.to(value.device).view(-1, *[1] * (value.dim() - 1)), a[key], value)
+        for key, value in b.items()
     }
 
 

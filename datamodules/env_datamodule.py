@@ -36,7 +36,7 @@ from datamodules.envs.factory import make_env
 from datamodules.envs.wrappers import frames_per_step
 from datamodules.errors import UserError
 from datamodules.replay import Portion, ReplayBuffer
-from datamodules.samplers import PieceSampler, Sampler, WindowSampler
+from datamodules.samplers import PieceSampler, RecentSampler, Sampler, WindowSampler
 from datamodules.sources.source import step_fields
 from datamodules.spec import Spec
 from datamodules.store import EpisodeStore, Field
@@ -57,14 +57,17 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
         batch_size: sequences per batch.
         sequence_length: steps per sequence, without the model's context steps.
         replay_ratio: replayed steps per step of the agent; one update replays
-            batch_size * sequence_length steps.
+            batch_size * sequence_length steps. It and `pretrain` do not count where the model has
+            epochs of its own and says how many updates are due (`updates_due(blocks)`, the blocks
+            of `collect_steps` since the prefill).
         prefill: steps of the agent before the first update.
         pretrain: updates at the first opportunity.
         capacity: steps kept in the replay.
         fresh_first: serve each newly collected sequence once before the uniform draws; of windows.
         sampling: "windows" draws sequences of consecutive steps (`WindowSampler`), "pieces" goes on
-            along pieces of episodes from batch to batch (`PieceSampler`); by default whatever the
-            model names as its `replay_sampling`, else windows.
+            along pieces of episodes from batch to batch (`PieceSampler`), "recent" draws windows
+            from episodes of which the newest are the likeliest (`RecentSampler`); by default
+            whatever the model names as its `replay_sampling`, else windows.
         piece_length: longest piece in steps; by default `sequence_length`.
         prioritize_ends: make the ends of episodes as likely as their middles; of pieces.
         action_repeat: frames per action.
@@ -80,6 +83,11 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
         episodes: least number of random episodes; those that end in the same round all count.
         random_hold: longest time in steps for which a random policy repeats an action.
         updates_per_epoch: length of a Lightning epoch, which means nothing else here.
+        collect_steps: after the prefill the agent acts for so many steps at a time, and then come
+            all the updates that they allow; a multiple of `num_envs`.
+        collect_kwargs: arguments of the environment that differ where the agent collects, such as
+            Atari's `life_loss`; evaluations do without.
+        collect_limit: steps after which the agent acts no more, and updates go on without end.
     """
 
     def __init__(
@@ -94,7 +102,7 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
         pretrain: int = 1,
         capacity: int = 1_000_000,
         fresh_first: bool = True,
-        sampling: Literal["windows", "pieces"] | None = None,
+        sampling: Literal["windows", "pieces", "recent"] | None = None,
         piece_length: int | None = None,
         prioritize_ends: bool = True,
         action_repeat: int = 1,
@@ -107,6 +115,9 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
         episodes: int = 0,
         random_hold: int = 1,
         updates_per_epoch: int = 1000,
+        collect_steps: int = 1,
+        collect_limit: int | None = None,
+        collect_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         positive: dict[str, float] = {
@@ -116,7 +127,7 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
         }
         positive |= {"sequence_length": sequence_length, "replay_ratio": replay_ratio}
         positive |= {"action_repeat": action_repeat, "updates_per_epoch": updates_per_epoch}
-        positive |= {"random_hold": random_hold}
+        positive |= {"random_hold": random_hold, "collect_steps": collect_steps}
         if prefill < 0 or pretrain < 0:
             raise UserError(
                 f"EnvDataModule: prefill {prefill} and pretrain {pretrain} must be >= 0"
@@ -126,9 +137,14 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
                 raise UserError(f"EnvDataModule needs {name} > 0, got {value}")
         if sequence_length < 2:
             raise UserError(f"EnvDataModule needs sequence_length >= 2, got {sequence_length}")
-        if sampling not in (None, "windows", "pieces"):
+        if sampling not in (None, "windows", "pieces", "recent"):
             raise UserError(
-                f"EnvDataModule has no sampling '{sampling}': choose 'windows' or 'pieces'"
+                f"EnvDataModule has no sampling '{sampling}': choose 'windows', 'pieces' or "
+                "'recent'"
+            )
+        if collect_limit is not None and collect_limit < prefill:
+            raise UserError(
+                f"EnvDataModule: collect_limit {collect_limit} must be at least prefill {prefill}"
             )
         if piece_length is not None and piece_length < 1:
             raise UserError(f"EnvDataModule needs piece_length >= 1, got {piece_length}")
@@ -146,6 +162,7 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
         self.policy, self.random_episodes = policy, episodes
         self.random_hold = random_hold
         self.updates_per_epoch = updates_per_epoch
+        self.collect_steps, self.collect_limit = collect_steps, collect_limit
         self._env = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
         self.make_env: Callable[[], gym.Env] = partial(
             make_env,
@@ -154,6 +171,9 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
             size=size,
             time_limit=time_limit,
             **(env_kwargs or {}),
+        )
+        self._make_collected: Callable[[], gym.Env] = partial(
+            self.make_env, **(collect_kwargs or {})
         )
         # Called after each step of the environments: to show it, and to save a long collection.
         self.progress: Callable[[], None] | None = None
@@ -319,8 +339,14 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
             return self.served + 1 if self.collector.episodes >= wanted else 0
         if steps < self.prefill:
             return 0
+        if self.collect_limit is not None and steps >= self.collect_limit:
+            return self.served + 1
         replayed = self.batch_size * self.sequence_length
-        return self.pretrain + int((steps - self.prefill) * self.replay_ratio / replayed)
+        blocks = (steps - self.prefill) // self.collect_steps
+        model: Any = self._module
+        if hasattr(model, "updates_due"):
+            return self.served + int(model.updates < model.updates_due(blocks))
+        return self.pretrain + int(blocks * self.collect_steps * self.replay_ratio / replayed)
 
     def _of_all_ranks(self, mine: Any) -> list[Any]:
         """The same thing of every rank, in order; every rank calls it."""
@@ -357,7 +383,7 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
                 f"{path} holds the replay of an earlier run: resume that run, or give another "
                 "directory"
             )
-        pool = EnvPool([self.make_env] * self.num_envs, workers=self.workers)
+        pool = EnvPool([self._make_collected] * self.num_envs, workers=self.workers)
         self._pool = pool
         context = getattr(self._module, "replay_context", 0)
         latents: dict[str, Any] = getattr(self._module, "latent_fields", dict)()
@@ -399,7 +425,7 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
     def _sampler(self, context: int) -> Callable[..., Sampler]:
         """What makes the sampler that is asked for, or that the model asks for."""
         sampling = self.sampling or getattr(self._module, "replay_sampling", "windows")
-        if sampling not in ("windows", "pieces"):
+        if sampling not in ("windows", "pieces", "recent"):
             raise UserError(
                 f"{type(self._module).__name__} learns from {sampling} of whole episodes, which an "
                 "agent that keeps on acting has not: record some (`zoo data collect`) and use an "
@@ -407,6 +433,8 @@ class EnvDataModule(WriteBack, pl.LightningDataModule):
             )
         if sampling == "windows":
             return partial(WindowSampler, fresh_first=self.fresh_first)
+        if sampling == "recent":
+            return RecentSampler
         return partial(
             PieceSampler,
             context=context,

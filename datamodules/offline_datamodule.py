@@ -54,7 +54,8 @@ class OfflineDataModule(WriteBack, RecordedDataModule[Sequences]):
         seed: of the split and of all draws.
         updates_per_epoch: length of a Lightning epoch, which means nothing else here.
         sampling: "windows", "pieces" or "contexts"; by default whatever the model names as its
-            `replay_sampling`, else windows.
+            `replay_sampling`, else windows; windows, too, for a model that wants "recent" episodes
+            of an agent.
         piece_length: longest piece in steps; by default `sequence_length`.
         prioritize_ends: make the ends of episodes as likely as their middles; of pieces.
         observations: keys of the observations to read; by default all.
@@ -192,7 +193,7 @@ class OfflineDataModule(WriteBack, RecordedDataModule[Sequences]):
     def _make_sequences(self, chosen: np.ndarray) -> Sequences:
         module = self._module
         wanted: Any = getattr(module, "replay_sampling", "windows")
-        sampling: Sampling = self.sampling or wanted
+        sampling: Sampling = self.sampling or ("windows" if wanted == "recent" else wanted)
         context = 0 if sampling == "contexts" else getattr(module, "replay_context", 0)
         latents: dict[str, Any] = getattr(module, "latent_fields", dict)()
         return Sequences(

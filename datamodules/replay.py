@@ -178,7 +178,7 @@ class ReplayBuffer:
             )
         size = (batch_size, min(steps or self.sequence_length, self.sequence_length))
         batch = self._empty(size, observations)
-        for b, segments in enumerate(self._sampler.draw(batch_size)):
+        for b, segments in enumerate(self._sampler.draw(batch_size, size[1])):
             at = 0
             for stream, start, length, begins in segments:
                 length = min(length, size[1] - at)

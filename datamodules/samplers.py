@@ -2,15 +2,16 @@
 
 `WindowSampler` draws windows of consecutive rows (Dreamer V3), `PieceSampler` fills each batch row
 with pieces of episodes, one after the other, and goes on in the next batch where the last one ended
-(Dreamer V2). A sampler hears of every row that the replay adds or evicts, so that drawing needs no
-look at the rows themselves.
+(Dreamer V2), `RecentSampler` draws windows of recent episodes more often (DIAMOND). A sampler hears
+of every row that the replay adds or evicts, so that drawing needs no look at the rows themselves.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -43,10 +44,11 @@ class Sampler(Protocol):
     def evicted(self, stream: int) -> None:
         """Hears of a stream whose oldest rows have left."""
 
-    def draw(self, batch_size: int) -> list[list[Segment]]:
+    def draw(self, batch_size: int, steps: int | None = None) -> list[list[Segment]]:
         """The segments of each row of a batch, `sequence_length` steps together.
 
-        Only called where `can_sample`.
+        Only called where `can_sample`. Where only the first `steps` of each row will be read, a
+        sampler may leave out the others.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -104,8 +106,8 @@ class WindowSampler:
         self._fresh_start[stream] = max(self._fresh_start[stream], first)
         self._fresh = deque(w for w in self._fresh if w[0] != stream or w[1] >= first)
 
-    def draw(self, batch_size: int) -> list[list[Segment]]:
-        """One window for each row of a batch."""
+    def draw(self, batch_size: int, steps: int | None = None) -> list[list[Segment]]:
+        """One whole window for each row of a batch."""
         streams = self._store.stream_ids
         bounds = np.array([self._store.bounds(stream) for stream in streams])
         ends = np.cumsum(np.maximum(bounds[:, 1] - bounds[:, 0] - self.sequence_length + 1, 0))
@@ -217,7 +219,7 @@ class PieceSampler:
         del starts[: bisect_right(starts, first) - 1]
         starts[0] = first
 
-    def draw(self, batch_size: int) -> list[list[Segment]]:
+    def draw(self, batch_size: int, steps: int | None = None) -> list[list[Segment]]:
         """The next stretch of each row's tape."""
         while len(self._tapes) < batch_size:
             self._tapes.append(self._draw_piece())
@@ -296,3 +298,113 @@ class PieceSampler:
             if ended["is_last"][0]:
                 rows.append(end)
         return starts
+
+
+class RecentSampler(WindowSampler):
+    """Windows of episodes, of which the newest are the likeliest (DIAMOND).
+
+    The episodes held are put in the order in which they began and cut into as many parts as there
+    are `weights`, the last of which takes the remainder. A part is drawn by the weights, of the
+    part an episode and of the episode a step, evenly. There the window begins, or at one of the
+    `lead` rows before the episode, so that first steps, too, come where a model predicts from
+    histories of `lead` steps; or at the last row from which it is whole. Windows cross the borders
+    of episodes. With fewer episodes than parts, episodes are drawn by their lengths.
+
+    Args:
+        store: whose rows are drawn; it needs the field `is_first`.
+        sequence_length: rows of a window.
+        rng: source of the draws.
+        weights: of the parts, from the oldest, with the sum 1.
+        lead: see above.
+
+    Raises:
+        UserError: the weights are no probabilities, or the store lacks the flag.
+    """
+
+    name: ClassVar[str] = "recent"
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        sequence_length: int,
+        rng: np.random.Generator,
+        weights: Sequence[float] = (0.1, 0.1, 0.1, 0.7),
+        lead: int = 4,
+    ) -> None:
+        if not weights or min(weights) < 0 or not np.isclose(sum(weights), 1):
+            raise UserError(f"weights {list(weights)} must be at least 0 and have the sum 1")
+        if "is_first" not in store.fields:
+            raise UserError(
+                f"recent episodes cannot be sampled from {store.path}, which lacks the field "
+                "is_first: sample windows, or store it"
+            )
+        super().__init__(store, sequence_length, rng, fresh_first=False)
+        self.weights, self.lead = np.array(weights), lead
+        self._starts = self._find_starts()
+        # By the steps of a window, until rows come or go.
+        self._tables: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def added(self, stream: int, step: Mapping[str, np.ndarray]) -> None:
+        """Notes where episodes begin."""
+        super().added(stream, step)
+        self._tables.clear()
+        starts = self._starts.setdefault(stream, [])
+        if step["is_first"] or not starts:
+            starts.append(self._store.bounds(stream)[1] - 1)
+
+    def evicted(self, stream: int) -> None:
+        """Forgets episodes that have left."""
+        super().evicted(stream)
+        self._tables.clear()
+        first, _ = self._store.bounds(stream)
+        starts = self._starts[stream]
+        del starts[: bisect_right(starts, first) - 1]
+        starts[0] = first
+
+    def draw(self, batch_size: int, steps: int | None = None) -> list[list[Segment]]:
+        """One window of `steps` rows, by default a whole one, for each row of a batch."""
+        length = steps or self.sequence_length
+        if length not in self._tables:
+            self._tables[length] = self._table(length)
+        episodes, chances = self._tables[length]
+        drawn = episodes[self._rng.choice(len(episodes), batch_size, p=chances)]
+        streams, begins, stops, firsts, lasts = drawn.T
+        starts = self._rng.integers(begins - self.lead, stops).clip(firsts, lasts)
+        pairs = zip(streams.tolist(), starts.tolist(), strict=True)
+        return [[Segment(stream, start, length)] for stream, start in pairs]
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a state."""
+        super().load_state_dict(state)
+        self._tables.clear()
+        self._starts = self._find_starts()
+
+    def _find_starts(self) -> dict[int, list[int]]:
+        """The first row held of each episode of each stream."""
+        starts: dict[int, list[int]] = {stream: [] for stream in self._store.stream_ids}
+        for episode in self._store.episodes():
+            starts[episode.stream].append(episode.start)
+        return starts
+
+    def _table(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes (E, 5) in the order in which they began, and their chances (E,).
+
+        Of each: stream, first row, end, and the first and last rows from which its stream has a
+        window of `length` rows.
+        """
+        bounds = {stream: self._store.bounds(stream) for stream in sorted(self._starts)}
+        episodes = [
+            (begin, stream, stop, first, end - length)
+            for stream, (first, end) in bounds.items()
+            if end - first >= length
+            for begin, stop in pairwise([*self._starts[stream], end])
+        ]
+        table = np.array(sorted(episodes))[:, [1, 0, 2, 3, 4]]
+        count, parts = len(table), len(self.weights)
+        if count < parts:
+            chances = table[:, 2] - table[:, 1]
+        else:
+            sizes = np.full(parts, count // parts)
+            sizes[-1] += count % parts
+            chances = np.repeat(self.weights / sizes, sizes)
+        return table, chances / chances.sum()

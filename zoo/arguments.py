@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 
 from datamodules.errors import UserError
 
@@ -27,6 +28,13 @@ def reject_unless_positive(model: str, **values: float) -> None:
     for key, value in values.items():
         if value <= 0:
             raise UserError(f"{model} needs {key} > 0, got {value}")
+
+
+def reject_fractions(model: str, **values: float) -> None:
+    """Raises a UserError that names the first value that is no integer."""
+    for key, value in values.items():
+        if not isinstance(value, Integral):
+            raise UserError(f"{model} needs a whole {key}, got {value}")
 
 
 def reject_outside(model: str, low: float, high: float, **values: float) -> None:

@@ -166,8 +166,9 @@ class ZooModel(
         name: its name in the registry.
         replay_context: how many extra steps it wants at the front of each training sequence.
         needs_actions: whether it cannot learn from video without actions.
-        replay_sampling: how sequences are drawn: "windows" of a stream, "pieces" of episodes, or
-            (from recorded data) "contexts" with returns-to-go.
+        replay_sampling: how sequences are drawn: "windows" of a stream, "pieces" of episodes,
+            "recent" (of an agent's episodes rather the newest), or (from recorded data) "contexts"
+            with returns-to-go.
         spec: what it was built for.
         updates: optimizer steps taken.
         env_steps: frames its agent caused up to now (action repeat counts), over all ranks.

@@ -32,6 +32,7 @@ BUILT_IN = (
     "zoo.dreamer_v1.card:CARD",
     "zoo.dreamer_v2.card:CARD",
     "zoo.dreamer_v3.card:CARD",
+    "zoo.diamond.card:CARD",
     "zoo.decision_transformer.card:CARD",
     "zoo.i_jepa.card:CARD",
     "zoo.v_jepa.card:CARD",

@@ -26,9 +26,10 @@ REGISTERED_BY = {
     "zoo/KeyCorridor": ("datamodules.envs.corridor", ""),
     "zoo/TwoRooms": ("datamodules.envs.two_rooms", ""),
     "zoo/Sprites": ("datamodules.envs.sprites", ""),
+    "zoo/Catch": ("datamodules.envs.catch", ""),
 }
 # They draw images of any of their sizes themselves.
-DRAWN_TO_SIZE = ("zoo/TwoRooms", "zoo/Sprites")
+DRAWN_TO_SIZE = ("zoo/TwoRooms", "zoo/Sprites", "zoo/Catch")
 
 
 def make_env(
@@ -50,6 +51,7 @@ def make_env(
     | `zoo/KeyCorridor...` | a vector of 10 numbers | `corridor.KeyCorridor` |
     | `zoo/TwoRooms-v0` | 33x33 or 65x65, a dot and walls | `two_rooms.TwoRooms` |
     | `zoo/Sprites-v0` | 32x32 or 64x64 RGB | `sprites.Sprites` |
+    | `zoo/Catch-v0` | 32x32 or 64x64 RGB | `catch.Catch` |
     | `MiniGrid-...`, `BabyAI-...` | 64x64 RGB, no mission | `games.GridImage`, and MiniGrid's |
     | a callable | as returned | the callable's |
 

@@ -180,6 +180,44 @@ def test_updates_follow_the_steps_of_the_agent_exactly(build, options):
         assert data.served == update + 1
 
 
+def test_the_agent_acts_in_blocks_and_no_more_at_its_limit(build):
+    """After 8 steps two updates, then 6 steps and three updates at a time, up to 20 steps."""
+    data = build(replay_ratio=4, prefill=8, pretrain=2, collect_steps=6, collect_limit=20)
+    steps = []
+    for _ in range(12):
+        data.next_batch()
+        steps.append(data.collector.agent_steps)
+    assert steps == [8] * 2 + [14] * 3 + [20] * 7
+
+
+def test_the_model_may_say_how_many_updates_are_due(build):
+    """In epochs of its own; batches that are no updates (accumulated ones) do not count."""
+    data = build(replay_ratio=4, prefill=8, pretrain=7, collect_steps=6, collect_limit=20)
+    model = data.trainer.lightning_module
+    model.updates_due = lambda blocks: 1 + 2 * blocks
+    steps = []
+    for batch in range(14):
+        model.updates = batch // 2
+        data.next_batch()
+        steps.append(data.collector.agent_steps)
+    assert steps == [8] * 2 + [14] * 4 + [20] * 8
+
+
+def test_the_agent_may_collect_in_another_environment(build):
+    made = []
+
+    class Watched(Endless):
+        def __init__(self, **options):
+            super().__init__(**options)
+            made.append(self.frames_per_step)
+
+    data = build(Watched, collect_kwargs={"frames_per_step": 2})
+    data.next_batch()
+    assert made == [1, 2, 2]  # the first is for the spec
+    data.make_env()
+    assert made[3:] == [1]
+
+
 def test_env_steps_count_frames(build):
     Endless.frames = 0
     data = build(action_repeat=3, env_kwargs={"frames_per_step": 4}, time_limit=5)
@@ -275,6 +313,13 @@ def test_the_model_chooses_the_sampling_unless_it_is_given(build, wanted, given,
     batches = [data.next_batch() for _ in range(20)]
     in_pieces = all((batch["is_first"][:, 1]).all() for batch in batches)
     assert in_pieces == (expected == "pieces")
+
+
+def test_a_model_may_want_recent_episodes(build):
+    data = build(prefill=40)
+    data.trainer.lightning_module.replay_sampling = "recent"
+    data.next_batch()
+    assert data.state_dict()["ranks"][0]["replay"]["sampling"] == "recent"
 
 
 def test_a_model_of_whole_episodes_is_refused(build):
@@ -377,8 +422,10 @@ def test_metrics_count_failures(build):
         ({"action_repeat": 0}, "action_repeat > 0, got 0"),
         ({"updates_per_epoch": 0}, "updates_per_epoch > 0, got 0"),
         ({"sequence_length": 1}, "sequence_length >= 2, got 1"),
-        ({"sampling": "episodes"}, "no sampling 'episodes'.*'windows' or 'pieces'"),
+        ({"sampling": "episodes"}, "no sampling 'episodes'.*'windows', 'pieces' or 'recent'"),
         ({"piece_length": 0}, "piece_length >= 1, got 0"),
+        ({"collect_steps": 0}, "collect_steps > 0, got 0"),
+        ({"prefill": 9, "collect_limit": 8}, "collect_limit 8 must be at least prefill 9"),
         ({"policy": "greedy"}, "no policy 'greedy'.*'model' or 'random'"),
         ({"policy": "random"}, "episodes > 0"),
     ],
@@ -461,7 +508,7 @@ def test_environments_for_evaluation_are_alike_and_leave_the_collector_alone(bui
 # Resuming
 
 
-@pytest.mark.parametrize("sampling", ["windows", "pieces"])
+@pytest.mark.parametrize("sampling", ["windows", "pieces", "recent"])
 def test_resuming_goes_on_exactly(build, tmp_path, sampling):
     options = {"time_limit": 5, "replay_ratio": 4, "directory": tmp_path / "run"}
     options |= {"sampling": sampling, "piece_length": 6, "replay_context": 1}

@@ -46,7 +46,7 @@ def test_a_batch_of_contexts(source: str) -> None:
     assert batch["obs"]["vector"].shape == (4, 6, 3)
 
 
-@pytest.mark.parametrize("sampling", ["windows", "pieces"])
+@pytest.mark.parametrize("sampling", ["windows", "pieces", "recent"])
 def test_the_model_or_the_user_says_what_a_batch_is(source: str, sampling: Any) -> None:
     model = Model(sampling)
     model.replay_context = 1  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Samplers: tapes of pieces go on from batch to batch and never mix episodes.
+"""Samplers: tapes of pieces go on and never mix episodes; recent episodes come more often.
 
 The windows are tested with the replay, in test_replay.py.
 """
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from datamodules.errors import UserError
 from datamodules.replay import STREAM_SHIFT, ReplayBuffer
-from datamodules.samplers import PieceSampler
+from datamodules.samplers import PieceSampler, RecentSampler
 from datamodules.store import Field
 
 FIELDS = {
@@ -354,3 +354,114 @@ def test_wrong_use_is_named(tmp_path):
     windows = ReplayBuffer(tmp_path / "d", FIELDS, LATENTS, sequence_length=5)
     with pytest.raises(UserError, match=r"samples pieces and the replay windows: .*'pieces'"):
         windows.load_state_dict(state)
+
+
+# Recent episodes
+
+
+def recent(path, length=4, **options):
+    """A replay of sequences of recent episodes."""
+    sampler = partial(RecentSampler, **options)
+    return ReplayBuffer(
+        path, FIELDS, capacity=10_000, sequence_length=length, seed=1, chunk_steps=16,
+        sampler=sampler,
+    )  # fmt: skip
+
+
+def test_the_newest_quarter_has_its_share(tmp_path):
+    """Of 9 episodes the parts are 2, 2, 2 and 3; they were played in two streams in turn."""
+    replay = recent(tmp_path, length=1, lead=0)
+    lengths = [3, 8, 5, 4, 7, 9, 6, 2, 4]
+    for index, length in enumerate(lengths):
+        add(replay, index % 2, length)
+    # In the order in which they began, by their rows.
+    begins = [sum(lengths[index % 2 : index : 2]) for index in range(9)]
+    order = sorted(range(9), key=lambda i: (begins[i], i % 2))
+    ids = replay.sample(40_000)["step_id"][:, 0]
+    shares = []
+    for index in order:
+        first = (index % 2 << STREAM_SHIFT) + begins[index]
+        inside = (ids >= first) & (ids < first + lengths[index])
+        shares.append(inside.mean())
+        counts = np.bincount(ids[inside] - first, minlength=lengths[index])
+        assert counts.min() > 0.7 * counts.mean()  # of an episode all steps are alike
+    wanted = [0.05] * 6 + [0.7 / 3] * 3
+    assert shares == pytest.approx(wanted, abs=0.01)
+
+
+def test_with_few_episodes_lengths_decide(tmp_path):
+    replay = recent(tmp_path, length=1, lead=0)
+    for length in (30, 3, 7):
+        add(replay, 0, length)
+    rows = rows_of(replay.sample(9000))
+    shares = [(rows < 30).mean(), ((rows >= 30) & (rows < 33)).mean(), (rows >= 33).mean()]
+    assert shares == pytest.approx([0.75, 0.075, 0.175], abs=0.02)
+
+
+def test_short_windows_reach_the_newest_rows(tmp_path):
+    """Of sequences of 19 rows a model reads 6, which may begin where 19 would not fit."""
+    replay = recent(tmp_path, length=19)
+    for _ in range(5):
+        add(replay, 0, 10)
+    short = rows_of(replay.sample(4000, steps=6))
+    assert short.shape == (4000, 6)
+    assert short.max() == 49
+    # The last two episodes are the newest part; of the 14 first rows of the last, 10 are in it.
+    newest = (short[:, 0] >= 40).mean()
+    assert newest == pytest.approx(0.35 * 10 / 14, abs=0.03)
+    counts = np.bincount(short[:, 0], minlength=50)
+    assert counts[45:].sum() == 0  # all are whole
+    whole = rows_of(replay.sample(400))
+    assert whole.shape == (400, 19)
+    assert whole[:, 0].max() == 31
+
+
+def test_new_rows_are_drawn_at_once(tmp_path):
+    replay = recent(tmp_path, length=2, lead=0)
+    for length in (4, 3, 5):
+        add(replay, 0, length)
+        assert rows_of(replay.sample(200)).max() == end_of(replay, 0) - 1
+
+
+def test_windows_begin_up_to_a_history_before_the_episode(tmp_path):
+    replay = recent(tmp_path, length=4, weights=(0.0, 1.0), lead=2)
+    add(replay, 0, 10)
+    add(replay, 0, 6, ended=False)
+    starts = rows_of(replay.sample(500))[:, 0]
+    assert set(starts.tolist()) == {8, 9, 10, 11, 12}  # the last window is the last that is whole
+    batch = replay.sample(50)
+    assert (batch["is_first"] == (rows_of(batch) == 10)).all()
+
+
+def test_recent_episodes_after_eviction_and_resuming(tmp_path):
+    def fill(replay, episodes):
+        for _ in range(episodes):
+            add(replay, 0, 7)
+
+    sampler = RecentSampler
+    options = {"capacity": 60, "sequence_length": 3, "chunk_steps": 8, "sampler": sampler}
+    replay = ReplayBuffer(tmp_path, FIELDS, seed=1, **options)
+    fill(replay, 30)
+    first, end = replay.store.bounds(0)
+    rows = rows_of(replay.sample(400))
+    assert first == rows.min()
+    assert rows.max() == end - 1
+    state = through_a_file(replay.state_dict())
+    expected = replay.sample(20)
+    fill(replay, 1)
+    replay.close()
+    resumed = ReplayBuffer(tmp_path, FIELDS, seed=5, **options)
+    resumed.load_state_dict(state)
+    found = resumed.sample(20)
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+def test_wrong_weights_are_named(tmp_path):
+    for index, weights in enumerate([(), (0.5, 0.6), (-0.5, 1.5)]):
+        with pytest.raises(UserError, match="must be at least 0 and have the sum 1"):
+            recent(tmp_path / str(index), weights=weights)
+    with pytest.raises(UserError, match="lacks the field is_first"):
+        ReplayBuffer(
+            tmp_path / "flagless", {"x": Field((), "bool")}, sequence_length=2,
+            sampler=RecentSampler,
+        )  # fmt: skip

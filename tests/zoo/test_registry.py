@@ -13,6 +13,7 @@ from zoo import registry
 SPEC = Spec({"vector": ArraySpec((3,), "float32")}, ActionSpec("discrete", nvec=(2,)))
 BUILT_IN = [
     "decision-transformer",
+    "diamond",
     "dreamer-v1",
     "dreamer-v2",
     "dreamer-v3",

@@ -1,0 +1,1 @@
+"""DIAMOND: an agent that learns in the dreams of a diffusion model."""
