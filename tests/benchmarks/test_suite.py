@@ -130,16 +130,17 @@ def test_atari_100k_is_the_protocol_for_every_model_with_atari_settings():
     assert (len(suite.tasks), suite.seeds, suite.episodes) == (26, 5, 100)
     cells = suite.cells()
     assert {cell.checkpoint for cell in cells} == {"last"}
-    for model in ("dreamer-v1", "dreamer-v2", "dreamer-v3", "random"):
+    for model in ("diamond", "dreamer-v1", "dreamer-v2", "dreamer-v3", "random"):
         ours = [cell for cell in cells if cell.model == model]
         assert len({(cell.task, cell.seed) for cell in ours}) == len(ours) == 26 * 5
-        assert {cell.env_steps for cell in ours} == {None if model == "random" else 400_000}
-    parts = [shard(cells, f"{part}/52") for part in range(1, 53)]
+        counts_frames = model.startswith("dreamer")  # diamond's preset counts updates
+        assert {cell.env_steps for cell in ours} == {400_000 if counts_frames else None}
+    parts = [shard(cells, f"{part}/65") for part in range(1, 66)]
     assert sorted(map(cells.index, itertools.chain(*parts))) == list(range(len(cells)))
     assert {len(part) for part in parts} == {10}
 
 
-@pytest.mark.parametrize("model", ["dreamer-v1", "dreamer-v2", "dreamer-v3"])
+@pytest.mark.parametrize("model", ["diamond", "dreamer-v1", "dreamer-v2", "dreamer-v3"])
 def test_zoo_fit_takes_the_games_of_atari_100k(model, tmp_path, capsys):
     cells = load_suite("atari100k").cells(seeds=1)
     (cell,) = (c for c in cells if (c.model, c.task) == (model, "ale/BankHeist"))
