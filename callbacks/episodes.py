@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from datamodules.workers import Action, EnvPool, Reset, Transition
-from zoo.base import Imaginer, Policy
+from zoo.base import Imaginer, LatentActions, Policy
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def following(values: Tensor, row: Tensor, step: Tensor, horizon: int) -> Tensor
 
 
 def require_dreamer(model: object, callback: str) -> None:
-    """Raises unless the model acts and dreams.
+    """Raises unless the model acts, and dreams of the same actions.
 
     Raises:
-        UserError: which Protocol the model lacks.
+        UserError: which Protocol the model lacks, or that its dreams are of latent actions.
     """
     for protocol in (Policy, Imaginer):
         if not isinstance(model, protocol):
@@ -87,6 +87,11 @@ def require_dreamer(model: object, callback: str) -> None:
                 f"{callback} needs a model that is a {protocol.__name__}, which "
                 f"{type(model).__name__} is not: remove {callback} from the callbacks"
             )
+    if isinstance(model, LatentActions):
+        raise UserError(
+            f"{callback} compares dreams with what real actions did, and those of "
+            f"{type(model).__name__} are of latent ones: remove {callback} from the callbacks"
+        )
 
 
 def lacks_episodes(data: Any, least: int) -> str:

@@ -75,6 +75,20 @@ def dream_frames(
     return np.ascontiguousarray(np.concatenate(list(grid), 2))
 
 
+def grid_frames(images: np.ndarray) -> np.ndarray:
+    """Draws a grid of animations of images (rows, columns, T, H, W, C) in [0, 1].
+
+    Returns:
+        uint8 (T, height, width, 3).
+    """
+    rows, columns, time = images.shape[:3]
+    shown = _images(images.reshape(-1, *images.shape[2:]), np.full(rows * columns, time))
+    framed = _bordered(shown, None)
+    grid = framed.reshape(rows, columns, *framed.shape[1:]).transpose(2, 0, 3, 1, 4, 5)
+    height, width = framed.shape[2:4]
+    return np.ascontiguousarray(grid.reshape(time, rows * height, columns * width, 3))
+
+
 def line_panels(panels: Sequence[Panel]) -> np.ndarray:
     """Draws charts side by side, uint8 (height, width, 3); their vertical axes begin at zero."""
     return np.concatenate([_line_panel(panel) for panel in panels], 1)

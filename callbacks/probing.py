@@ -31,14 +31,21 @@ class Truth(NamedTuple):
     Attributes:
         obs: {key: (N, T, ...)}.
         value: (N, T, D) float32.
+        action: (N, T - 1, ...) what was done between the steps, if that is known.
     """
 
     obs: dict[str, Tensor]
     value: Tensor
+    action: Tensor | None = None
 
 
 def record_truth(
-    make_env: Callable[[], gym.Env], key: str, clips: int, length: int, seed: int, hold: int = 4
+    make_env: Callable[[], gym.Env],
+    key: str | None,
+    clips: int,
+    length: int,
+    seed: int,
+    hold: int = 4,
 ) -> Truth:
     """Plays clips with random actions, each held for 1 to `hold` steps, one clip an episode.
 
@@ -46,7 +53,7 @@ def record_truth(
 
     Args:
         make_env: builds the environment, whose `info` has the truth.
-        key: under which.
+        key: under which; None for no truth, (N, T, 0).
         clips: N.
         length: T.
         seed: of environments and actions.
@@ -60,10 +67,12 @@ def record_truth(
     action_spec = Spec.from_spaces(env.observation_space, env.action_space).action
     frames: list[list[Any]] = []
     values: list[list[np.ndarray]] = []
+    actions: list[list[np.ndarray]] = []
     tries = 0
     while len(frames) < clips:
         obs, info = env.reset(seed=int(rng.integers(2**31)))
         seen, truth, over, left = [obs], [_truth(info, key, env)], False, 0
+        done: list[np.ndarray] = []
         wanted = length + int(rng.integers(length))
         while not over and len(seen) < wanted:
             if not left:
@@ -72,10 +81,12 @@ def record_truth(
             over, left = terminated or truncated, left - 1
             seen.append(obs)
             truth.append(_truth(info, key, env))
+            done.append(np.asarray(action))
         tries += 1
         if len(seen) >= length:
             frames.append(seen[-length:])
             values.append(truth[-length:])
+            actions.append(done[len(done) - length + 1 :])
         elif tries >= 10 * clips:
             raise UserError(
                 f"episodes are hardly ever {length} steps long: probe with a shorter clip_length"
@@ -85,6 +96,7 @@ def record_truth(
     return Truth(
         {k: torch.from_numpy(v) for k, v in together.items()},
         torch.from_numpy(np.stack(values).astype(np.float32)),
+        torch.from_numpy(np.stack([np.stack(done) for done in actions])) if length > 1 else None,
     )
 
 
@@ -192,7 +204,9 @@ def _r2(found: Tensor, truth: Tensor) -> float:
     return float(1 - error / (truth - truth.mean(0)).square().sum().clamp(min=1e-12))
 
 
-def _truth(info: dict[str, Any], key: str, env: gym.Env) -> np.ndarray:
+def _truth(info: dict[str, Any], key: str | None, env: gym.Env) -> np.ndarray:
+    if key is None:
+        return np.zeros(0, np.float32)
     if key not in info:
         known = ", ".join(sorted(info)) or "nothing"
         raise UserError(f"the `info` of {env} has no '{key}' to probe for, only {known}")

@@ -22,6 +22,8 @@ BUDGET = "callbacks.budget.Budget"
 # Callbacks of the defaults that only models which dream, or act, can have.
 DREAMS = ("callbacks.dream_video.DreamVideo", "callbacks.dream_gap.DreamRealityGap")
 PLAYS = ("callbacks.evaluation.Evaluation",)
+# Of models that find actions in video.
+CONTROLS = ("callbacks.controllability.Controllability", "callbacks.action_grid.ActionGrid")
 ENV_DATA = "datamodules.env_datamodule.EnvDataModule"
 OFFLINE_DATA = "datamodules.offline_datamodule.OfflineDataModule"
 VIDEO_DATA = "datamodules.video_datamodule.VideoDataModule"
@@ -104,13 +106,17 @@ def run_directory(config: Config, seed: int) -> Path:
 
 
 def _defaults(card: registry.ModelCard | None) -> Config:
-    """The defaults of `zoo fit`, without what a model that is known cannot have."""
+    """The defaults of `zoo fit`, without what a model cannot have, as far as that is known."""
     config = read_config(DEFAULTS)
-    for ability, useless in (("Imaginer", DREAMS), ("Policy", PLAYS)):
-        if card is not None and ability not in card.can:
-            callbacks = config["trainer"]["callbacks"]
-            kept = [c for c in callbacks if c["class_path"] not in useless]
-            config["trainer"]["callbacks"] = kept
+    useless: tuple[str, ...] = CONTROLS
+    if card is not None:
+        # Dreams of latent actions cannot be compared with what real ones did.
+        finds = "LatentActions" in card.can
+        dreams = "Imaginer" in card.can and not finds
+        useless = () if finds else CONTROLS
+        useless += (() if dreams else DREAMS) + (() if "Policy" in card.can else PLAYS)
+    callbacks = config["trainer"]["callbacks"]
+    config["trainer"]["callbacks"] = [c for c in callbacks if c["class_path"] not in useless]
     return config
 
 

@@ -35,7 +35,7 @@ from datamodules.errors import MissingExtra, UserError
 from datamodules.samplers import WindowSampler
 from datamodules.spec import IMAGE_KEY, VECTOR_KEY, ActionSpec, ArraySpec
 from datamodules.store import EpisodeStore
-from zoo.base import Batch, Imaginer, State
+from zoo.base import Batch, Imaginer, LatentActions, State
 from zoo.runs import Which, load
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class DreamVectorEnv(VectorEnv):
     - observation: with "latent" the parts of the state, flattened and joined in the order of their
       names, as Box (S,) float32; with "decoded" what the model decodes, in the spaces of the real
       environment (a lone `vector` or `image` as Box, else a Dict; images uint8 (H, W, C));
-    - action: in the space of the real environment; Box actions are clipped to their bounds;
+    - action: in the space of the real environment; Box actions are clipped to their bounds; of
+      models that find actions in video, `Discrete(num_latent_actions)`;
     - reward: the predicted one;
     - terminated: drawn with one minus the predicted probability that the task goes on;
     - truncated: `horizon` actions were taken.
@@ -397,7 +398,7 @@ class _Dream:
         with dreaming(model, 0):
             self.starts = self._filter(starts, context, first_only)
         self.latent = observations == "latent"
-        self.action_space = _action_space(self.spec.action)
+        self.action_space = _action_space(model)
         self.observation_space = self._observation_space()
 
     def start(self, count: int, rng: np.random.Generator) -> State:
@@ -542,7 +543,10 @@ def _checked(actions: Any, space: gym.Space) -> np.ndarray:
     return array
 
 
-def _action_space(spec: ActionSpec) -> gym.Space:
+def _action_space(model: Any) -> gym.Space:
+    if isinstance(model, LatentActions):
+        return Discrete(model.num_latent_actions)
+    spec: ActionSpec = model.spec.action
     if spec.kind == "discrete":
         return Discrete(spec.n)
     if spec.kind == "box":

@@ -37,6 +37,7 @@ BUILT_IN = (
     "zoo.i_jepa.card:CARD",
     "zoo.v_jepa.card:CARD",
     "zoo.jepa_wm.card:CARD",
+    "zoo.genie.card:CARD",
 )
 
 DataKind = Literal["online", "offline", "video"]

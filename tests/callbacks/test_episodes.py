@@ -1,9 +1,11 @@
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from callback_standins import EPISODE, PerfectDreamer, TinyModel, Walk
 
-from callbacks.episodes import record
+from callbacks.episodes import record, require_dreamer
+from datamodules.errors import UserError
 
 
 def play(model, **options):
@@ -67,3 +69,16 @@ def test_ended_episodes_are_padded_with_zeros():
         assert not recording.batch["reward"][i, n:].any()
         assert not recording.batch["obs"]["vector"][i, n:].any()
     assert not recording.batch["is_terminal"].any()
+
+
+def test_dreams_of_latent_actions_cannot_be_compared():
+    require_dreamer(PerfectDreamer(), "DreamVideo")
+
+    class Silent(PerfectDreamer):
+        num_latent_actions = 3
+
+        def infer_actions(self, video):
+            raise NotImplementedError
+
+    with pytest.raises(UserError, match="those of Silent are of latent ones: remove DreamVideo"):
+        require_dreamer(Silent(), "DreamVideo")

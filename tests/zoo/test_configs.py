@@ -55,8 +55,14 @@ def test_presets_are_complete_settings(name: str) -> None:
     assert any(configs.budget(config).values()), "a preset says how long to train"
     assert config["zoo"]["preset"] == name.partition("/")[2]
     expected = set(_callbacks(read_config(configs.DEFAULTS)))
-    for ability, useless in (("Imaginer", configs.DREAMS), ("Policy", configs.PLAYS)):
-        if ability not in registry.card(name).can:
+    can = registry.card(name).can
+    dreams = "Imaginer" in can and "LatentActions" not in can
+    for wanted, useless in (
+        (dreams, configs.DREAMS),
+        ("Policy" in can, configs.PLAYS),
+        ("LatentActions" in can, configs.CONTROLS),
+    ):
+        if not wanted:
             expected -= set(useless)
             assert not set(useless) & set(_callbacks(config))
     assert expected <= set(_callbacks(config))

@@ -15,7 +15,7 @@ from recordings import memory, store_at
 from torch import Tensor
 
 import zoo
-from datamodules import EnvDataModule, OfflineDataModule, VideoDataModule
+from datamodules import EnvDataModule, OfflineDataModule, UserError, VideoDataModule
 from datamodules.spec import ActionSpec, ArraySpec, Spec
 from zoo import registry
 from zoo.base import Imagined, ZooModel, capabilities
@@ -120,7 +120,7 @@ def outputs(model: ZooModel) -> dict[str, Tensor]:
     can = capabilities(model)
     any_model: Any = model
     with torch.no_grad():
-        if "Policy" in can:
+        if "Policy" in can and model.spec.action is not None:
             state = any_model.initial_state(BATCH)
             if "ReturnConditioned" in can:
                 state = any_model.rewarded(state, torch.ones(BATCH))
@@ -168,7 +168,8 @@ def recorded_data(
 ) -> OfflineDataModule | VideoDataModule:
     """Sequences of the length that the model acts on, if it has one; or clips."""
     if model.spec.action is None:
-        return VideoDataModule(recording(model), batch_size=4, clip_length=4)
+        length = getattr(model, "frames", 4)
+        return VideoDataModule(recording(model), batch_size=4, clip_length=length)
     length = getattr(model, "context", 4)
     return OfflineDataModule(recording(model), batch_size=2, sequence_length=length)
 
@@ -252,6 +253,10 @@ def test_policy(name: str, spec: Spec) -> None:
         pytest.skip("is no Policy")
     state = model.initial_state(BATCH)
     assert all(len(value) == BATCH for value in state.values())
+    if spec.action is None:
+        with pytest.raises(UserError, match="to act, train it on recordings with"):
+            model.act(first_obs(model), state, explore=False)
+        return
     for explore in (True, False):
         action, after = model.act(first_obs(model), state, explore=explore)
         assert action.shape == (BATCH, *spec.action.shape)
@@ -288,9 +293,12 @@ def test_imaginer(name: str, spec: Spec) -> None:
         pytest.skip("is no Imaginer")
     batch, horizon = make_batch(model), 3
     states = model.observe(batch)
-    assert all(v.shape[:2] == batch["reward"].shape for v in states.values())
+    assert all(v.shape[:2] == batch["step_id"].shape for v in states.values())
     start = {key: value[:, -1] for key, value in states.items()}
-    given = batch["action"][:, :horizon]
+    if "LatentActions" in registry.card(name).can:
+        given = torch.arange(BATCH * horizon).view(BATCH, horizon) % model.num_latent_actions
+    else:
+        given = batch["action"][:, :horizon]
     for actions in (given, lambda state: given[:, 0], None):
         if actions is None and "Policy" not in registry.card(name).can:
             continue
@@ -298,7 +306,7 @@ def test_imaginer(name: str, spec: Spec) -> None:
         assert isinstance(dream, Imagined)
         assert dream.reward.shape == dream.cont.shape == (BATCH, horizon)
         assert ((dream.cont >= 0) & (dream.cont <= 1)).all()
-        assert dream.action.shape == (BATCH, horizon, *spec.action.shape)
+        assert dream.action.shape == given.shape
         assert all(v.shape[:2] == (BATCH, horizon) for v in dream.state.values())
     torch.testing.assert_close(model.imagine(start, given, horizon).action, given)
     decoded = model.decode(dream.state)
@@ -308,6 +316,18 @@ def test_imaginer(name: str, spec: Spec) -> None:
         assert value.is_floating_point()
         if spec.obs[key].is_image:
             assert 0 <= value.min() <= value.max() <= 1
+
+
+@every_spec
+def test_latent_actions(name: str, spec: Spec) -> None:
+    model: Any = build(name, spec).eval()
+    if "LatentActions" not in registry.card(name).can:
+        pytest.skip("finds no actions")
+    (key,) = spec.images
+    found = model.infer_actions(make_batch(model)["obs"][key])
+    assert found.shape == (BATCH, STEPS - 1)
+    assert found.dtype == torch.int64
+    assert ((found >= 0) & (found < model.num_latent_actions)).all()
 
 
 @every_spec

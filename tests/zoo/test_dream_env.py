@@ -24,6 +24,7 @@ from zoo.__main__ import main
 from zoo.base import Imagined, State
 from zoo.dream_env import DreamEnv, DreamVectorEnv, as_sb3, from_run, replayed
 from zoo.dreamer_v3.module import DreamerV3
+from zoo.genie.module import Genie
 from zoo.planet.module import PlaNet
 
 LINE = Spec({"vector": ArraySpec((1,), "float32")}, ActionSpec("box", low=(-1.0,), high=(1.0,)))
@@ -573,3 +574,23 @@ class TestStableBaselines:
         score, _ = evaluate_policy(agent, real, 20)
         print(f"PPO, trained in dreams, earns {score} in CartPole-v1")
         assert score > 200  # a random policy earns 23
+
+
+@pytest.mark.parametrize("action", [None, ActionSpec("box", low=(-1.0,), high=(1.0,))])
+def test_dreams_of_latent_actions_are_played_by_these(action: ActionSpec | None) -> None:
+    image = ArraySpec((16, 16, 3), "uint8")
+    parts = ("tokenizer_encoder", "tokenizer_decoder", "action_encoder", "action_decoder")
+    sizes: Any = dict.fromkeys((*parts, "dynamics", "policy"), (1, 16, 2, 8, 32))
+    model = Genie(Spec({"image": image}, action), "nano", **sizes, frames=4, num_actions=5, steps=2)
+    video = torch.randint(256, (2, 6, *image.shape)).to(torch.uint8)
+    flags = torch.zeros(2, 6, dtype=torch.bool)
+    starts = {"obs": {"image": video}, "is_first": flags, "is_last": flags}
+    env = DreamEnv(model, starts, observations="decoded", horizon=3)
+    assert env.action_space == gym.spaces.Discrete(5)
+    check_env(env, skip_render_check=True)
+    envs = DreamVectorEnv(model, starts, 2, observations="decoded", horizon=3)
+    envs.reset(seed=0)
+    obs, *_ = envs.step(np.array([0, 4]))
+    assert obs.shape == (2, *image.shape)
+    with pytest.raises(UserError, match="are not in the action space"):
+        envs.step(np.array([0, 5]))

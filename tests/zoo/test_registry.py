@@ -17,6 +17,7 @@ BUILT_IN = [
     "dreamer-v1",
     "dreamer-v2",
     "dreamer-v3",
+    "genie",
     "i-jepa",
     "jepa-wm",
     "planet",

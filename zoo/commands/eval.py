@@ -47,6 +47,8 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = load(checkpoint, map_location=device)
+    if hasattr(model, "require_policy"):
+        model.require_policy()
     if options.target_return is not None:
         if "ReturnConditioned" not in capabilities(model):
             raise UserError(

@@ -35,6 +35,7 @@ from zoo.diamond.reward_end import RewardEndModel
 from zoo.diamond.sampler import make_sampler
 from zoo.diamond.unet import ActionEmbedding, FrameNetwork
 from zoo.nets.actions import ActionCodec, add_noise
+from zoo.nets.ranks import zero_of
 
 
 class Size(NamedTuple):
@@ -295,16 +296,9 @@ class Diamond(
             weights = {"actor": 1.0, "critic": 1.0, "entropy": self.entropy}
         loss = self.total_loss(losses, weights)
         alone = self._trainer is not None and self._trainer.world_size == 1
-        return loss if alone else loss + self._nothing(part)
-
-    def _nothing(self, part: str) -> Tensor:
-        """Zero, which gives the parts that learn nothing by it now gradients of zero.
-
-        Plain DDP waits for every parameter in every update; `on_before_optimizer_step` drops them.
-        """
         idle = [getattr(self, name) for name in PARTS if name != part]
-        firsts = [p.flatten()[0] for module in idle for p in module.parameters()]
-        return torch.stack(firsts).sum() * 0.0
+        # `on_before_optimizer_step` drops these gradients
+        return loss if alone else loss + zero_of(idle)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leaves gradients only to the part that learns now, clips them and sets the rate."""

@@ -1,4 +1,4 @@
-"""LaProp with adaptive gradient clipping, the optimizer of DreamerV3."""
+"""Optimizers, clipping, and which parameters decay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 
@@ -22,6 +23,17 @@ def adaptive_clip_(
     limit = clip * param_norms.clamp(min=min_norm)
     scale = (limit / grad_norms.clamp(min=1e-30)).clamp(max=1.0)
     torch._foreach_mul_(grads, list(scale.unbind()))
+
+
+def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: weights of linear maps and convolutions decay, all else does not.
+
+    So biases, the gains of norms, embeddings and positions stay as they are learnt.
+    """
+    weights = [m.weight for m in module.modules() if isinstance(m, nn.Linear | _ConvNd)]
+    decaying = {id(weight) for weight in weights}
+    others = [p for p in module.parameters() if id(p) not in decaying]
+    return [{"params": weights}, {"params": others, "weight_decay": 0.0}]
 
 
 class LaProp(Optimizer):

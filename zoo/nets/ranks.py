@@ -7,11 +7,12 @@ Without process group, all of this is the identity.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def gather_ranks(x: Tensor) -> Tensor:
@@ -34,6 +35,30 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total / _ranks()
+
+
+@torch.no_grad()
+def from_first_rank(x: Tensor) -> Tensor:
+    """The x of rank 0, without gradient; every rank calls it, with the same shape."""
+    if _ranks() == 1:
+        return x.detach()
+    x = x.detach().clone()
+    dist.broadcast(x, 0)
+    return x
+
+
+def own_rows(joined: Tensor) -> Tensor:
+    """Of the rows of all ranks, as `gather_ranks` gives them, those of this one."""
+    return joined if _ranks() == 1 else joined.chunk(_ranks())[dist.get_rank()]
+
+
+def zero_of(parts: Iterable[nn.Module]) -> Tensor:
+    """Zero, which gives all parameters of these parts gradients of zero.
+
+    Plain DDP waits for every parameter in every update, also of parts that do not learn now.
+    """
+    firsts = [parameter.flatten()[0] for part in parts for parameter in part.parameters()]
+    return torch.stack(firsts).sum() * 0.0
 
 
 class _Gather(torch.autograd.Function):

@@ -29,6 +29,7 @@ from datamodules.spec import Spec
 from zoo.arguments import choose_widths, reject_outside, reject_unknown, reject_unless_positive
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.nets.actions import add_noise, random_like
+from zoo.nets.ranks import zero_of
 from zoo.world_models.controller import Actions, Controller
 from zoo.world_models.dreams import Dreamer, FixedMembers, LinearMembers, Scores, dream
 from zoo.world_models.evolution import Evolution
@@ -301,16 +302,8 @@ class WorldModels(
         else:
             self._generation(batch)
             total = self.total_loss({}, {})
-        return total + self._nothing(stage)
-
-    def _nothing(self, stage: str) -> Tensor:
-        """Zero, which gives the parts that learn nothing by it now gradients of zero.
-
-        Plain DDP waits for every parameter in every update; `on_before_optimizer_step` drops them.
-        """
         idle = [getattr(self, name) for name in STAGES if name != stage or name == "controller"]
-        firsts = [p.flatten()[0] for part in idle for p in part.parameters()]
-        return torch.stack(firsts).sum() * 0.0
+        return total + zero_of(idle)  # `on_before_optimizer_step` drops these gradients
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leaves gradients only to the part that learns now, clips M's and sets the rates."""

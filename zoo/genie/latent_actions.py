@@ -1,0 +1,216 @@
+"""The latent action model: what was done between two frames, found without labels (Genie, 2.1).
+
+An encoder reads the frames up to the next one and says one vector for each step, which becomes one
+of few codes. A decoder sees only the past frames and the codes, and has to predict the next frame:
+so the codes carry what the past does not tell. At inference only the codebook is kept, and the
+encoder to label video.
+
+Action t of a clip lies between its frames t and t + 1: T frames have T - 1 of them. In shapes, B is
+the number of clips, A the length of an action's vector.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoo.genie.patches import Patches
+from zoo.genie.quantizers import Quantized, Quantizer
+from zoo.genie.tokenizer import GREY
+from zoo.nets.st_transformer import OUT_SCALE, Shape, STTransformer, draw_weights
+
+
+class NextFrames(NamedTuple):
+    """Predicted frames 2 to T, (B, T - 1, H, W, C), and the actions (B, T - 1) they were told."""
+
+    frames: Tensor
+    actions: Quantized
+
+
+class ActionEncoder(nn.Module):
+    """A causal ST-transformer over pixels; step t is read where frame t + 1 stands.
+
+    The paper does not say how the patches of a frame become one vector: here it is their mean.
+    """
+
+    def __init__(self, patches: Patches, shape: Shape, frames: int, width: int) -> None:
+        super().__init__()
+        self.patches = patches
+        self.embed = nn.Linear(patches.values, shape.width)
+        self.transformer = STTransformer(shape, patches.count, frames)
+        self.out = nn.Linear(shape.width, width)
+        for linear in (self.embed, self.out):
+            draw_weights(linear)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Vectors (B, T - 1, A) between frames (B, T, H, W, C)."""
+        hidden = self.transformer(self.embed(self.patches.cut(frames) - GREY))
+        out: Tensor = self.out(hidden[:, 1:].mean(2))
+        return out
+
+
+class ActionDecoder(nn.Module):
+    """A causal ST-transformer over the past frames; the action is added to all patches of one."""
+
+    def __init__(self, patches: Patches, shape: Shape, frames: int, width: int) -> None:
+        super().__init__()
+        self.patches = patches
+        self.embed = nn.Linear(patches.values, shape.width)
+        self.act = nn.Linear(width, shape.width)
+        self.transformer = STTransformer(shape, patches.count, frames)
+        self.out = nn.Linear(shape.width, patches.values)
+        for linear in (self.embed, self.act):
+            draw_weights(linear)
+        draw_weights(self.out, OUT_SCALE)
+
+    def forward(self, frames: Tensor, actions: Tensor) -> Tensor:
+        """What follows each of the frames (B, T, H, W, C) after the actions (B, T, A)."""
+        x = self.embed(self.patches.cut(frames) - GREY) + self.act(actions)[:, :, None]
+        return self.patches.join(self.out(self.transformer(x)))
+
+
+class ConvActionEncoder(nn.Module):
+    """The same from three frames at a time by convolutions (ours): learns within seconds on a CPU.
+
+    It sees the frame before, the frame, the next frame and the difference of the last two.
+    """
+
+    def __init__(self, image: tuple[int, int, int], channels: int, width: int) -> None:
+        super().__init__()
+        height, across, colours = image
+        self.body = nn.Sequential(
+            nn.Conv2d(4 * colours, channels // 2, 5, 2, 2),
+            nn.ReLU(),
+            nn.Conv2d(channels // 2, channels, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        cells = -(-height // 8) * -(-across // 8)
+        self.out = nn.Linear(channels * cells, width)
+        _draw_convolutions(self)
+        draw_weights(self.out)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Vectors (B, T - 1, A) between frames (B, T, H, W, C)."""
+        now, following = frames[:, :-1], frames[:, 1:]
+        stack = torch.cat([_before(now), now, following, following - now], -1)
+        hidden = self.body(stack.flatten(0, 1).movedim(-1, 1))
+        out: Tensor = self.out(hidden).unflatten(0, now.shape[:2])
+        return out
+
+
+class ConvActionDecoder(nn.Module):
+    """What follows two frames, by convolutions (ours)."""
+
+    def __init__(self, image: tuple[int, int, int], channels: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(
+            nn.Conv2d(2 * image[2], channels // 2, 5, 2, 2),
+            nn.ReLU(),
+            nn.Conv2d(channels // 2, channels, 3, 2, 1),
+        )
+        self.act = nn.Linear(width, channels)
+        self.up = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(channels, 16 * image[2], 3, 1, 1),
+            nn.PixelShuffle(4),
+        )
+        _draw_convolutions(self)
+        draw_weights(self.act)
+        self.up[-2].weight.data.mul_(OUT_SCALE)  # type: ignore[operator]
+
+    def forward(self, frames: Tensor, actions: Tensor) -> Tensor:
+        """What follows each of the frames (B, T, H, W, C) after the actions (B, T, A)."""
+        stack = torch.cat([_before(frames), frames], -1)
+        hidden = self.down(stack.flatten(0, 1).movedim(-1, 1))
+        hidden = hidden + self.act(actions).flatten(0, 1)[..., None, None]
+        images = self.up(hidden)[..., : frames.shape[2], : frames.shape[3]]
+        out: Tensor = images.movedim(1, -1).unflatten(0, frames.shape[:2])
+        return out
+
+
+class LatentActionModel(nn.Module):
+    """Encoder, quantizer and decoder.
+
+    Args:
+        encoder: maps frames (B, T, H, W, C) to vectors (B, T - 1, A).
+        quantizer: of these.
+        decoder: maps frames (B, T, H, W, C) and vectors (B, T, A) to frames.
+        residual: the decoder says how the frame changes (ours), rather than the next frame through
+            a sigmoid.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, residual: bool
+    ) -> None:
+        super().__init__()
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+        self.residual = residual
+
+    def forward(self, frames: Tensor) -> NextFrames:
+        """Predicts all next frames of clips (B, T, H, W, C) in [0, 1]."""
+        actions = self.infer(frames)
+        past = frames[:, :-1]
+        out = self.decoder(past, actions.vectors)
+        return NextFrames(past + out if self.residual else out.sigmoid(), actions)
+
+    def infer(self, frames: Tensor) -> Quantized:
+        """The actions (B, T - 1) between frames (B, T, H, W, C) in [0, 1]."""
+        actions: Quantized = self.quantizer(self.encoder(frames))
+        return actions
+
+
+def st_action_model(
+    image: tuple[int, int, int],
+    patch: int,
+    encoder: Shape,
+    decoder: Shape,
+    frames: int,
+    quantizer: Quantizer,
+    residual: bool = False,
+) -> LatentActionModel:
+    """The paper's, of ST-transformers; `frames` is the most a clip has."""
+    patches = Patches(image, patch)
+    return LatentActionModel(
+        ActionEncoder(patches, encoder, frames, quantizer.width),
+        quantizer,
+        ActionDecoder(patches, decoder, frames, quantizer.width),
+        residual,
+    )
+
+
+def conv_action_model(
+    image: tuple[int, int, int],
+    encoder: Shape,
+    decoder: Shape,
+    quantizer: Quantizer,
+    residual: bool = True,
+) -> LatentActionModel:
+    """The same of convolutions (ours); of the shapes only the widths count, as channels."""
+    return LatentActionModel(
+        ConvActionEncoder(image, encoder.width, quantizer.width),
+        quantizer,
+        ConvActionDecoder(image, decoder.width, quantizer.width),
+        residual,
+    )
+
+
+def _draw_convolutions(module: nn.Module) -> None:
+    """He et al., 2015: PyTorch's own start lets the difference of two frames fade out."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+
+
+def _before(frames: Tensor) -> Tensor:
+    """The frame before each; the first is its own."""
+    return torch.cat([frames[:, :1], frames[:, :-1]], 1)
