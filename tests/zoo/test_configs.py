@@ -87,7 +87,7 @@ def test_recorded_data_is_read_as_the_model_wants_it() -> None:
         assert data["class_path"] == kind
         assert data["init_args"]["source"] == "my-data"
     assert configs.compose("i-jepa/sprites", source="x")["data"]["init_args"]["clip_length"] == 1
-    with pytest.raises(UserError, match="learns from video data: it takes no --env"):
+    with pytest.raises(UserError, match="learns from offline or video data: it takes no --env"):
         configs.compose("v-jepa", env="CartPole-v1")
 
 
