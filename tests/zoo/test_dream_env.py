@@ -580,7 +580,8 @@ class TestStableBaselines:
 def test_dreams_of_latent_actions_are_played_by_these(action: ActionSpec | None) -> None:
     image = ArraySpec((16, 16, 3), "uint8")
     parts = ("tokenizer_encoder", "tokenizer_decoder", "action_encoder", "action_decoder")
-    sizes: Any = dict.fromkeys((*parts, "dynamics", "policy"), (1, 16, 2, 8, 32))
+    tiny = {"layers": 1, "width": 16, "heads": 2, "head": 8, "hidden": 32}
+    sizes: Any = dict.fromkeys((*parts, "dynamics", "policy"), tiny)
     model = Genie(Spec({"image": image}, action), "nano", **sizes, frames=4, num_actions=5, steps=2)
     video = torch.randint(256, (2, 6, *image.shape)).to(torch.uint8)
     flags = torch.zeros(2, 6, dtype=torch.bool)

@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import UserError
+from datamodules.spec import Spec
+from zoo.base import State
 from zoo.genie.patches import Patches
 from zoo.genie.tokenizer import GREY
 from zoo.nets.st_transformer import OUT_SCALE, Shape, STTransformer, draw_weights
@@ -43,6 +46,31 @@ class Clone(nn.Module):
         out: Tensor = self.out(self.transformer(x, valid).mean(2))
         return out
 
+    def initial_state(self, batch_size: int) -> State:
+        """Nothing seen yet: "video" (B, frames, H, W, C) uint8, and "seen" (B,) frames of it."""
+        device = self.embed.weight.device
+        video = (batch_size, self.frames, *self.patches.image)
+        return {
+            "video": torch.zeros(video, dtype=torch.uint8, device=device),
+            "seen": torch.zeros(batch_size, dtype=torch.int64, device=device),
+        }
+
+    def see(self, image: Tensor, state: State) -> State:
+        """The state after a further image (B, H, W, C) uint8."""
+        video = torch.cat([state["video"][:, 1:], image[:, None]], 1)
+        return {"video": video, "seen": (state["seen"] + 1).clamp(max=self.frames)}
+
+    def choose(self, frames: Tensor, seen: Tensor, draw: bool) -> Tensor:
+        """Latent actions (N,) after the last `seen` (N,) of frames (N, F, H, W, C) in [0, 1].
+
+        With `draw` by their probabilities, otherwise the likeliest.
+        """
+        places = torch.arange(frames.shape[1], device=seen.device)
+        logits = self(frames, places >= frames.shape[1] - seen[:, None])[:, -1].float()
+        if draw:
+            return torch.multinomial(logits.softmax(-1), 1)[:, 0]
+        return logits.argmax(-1)
+
 
 def spans(values: Tensor, length: int) -> Tensor:
     """All overlapping spans (B (T - length + 1), length, ...) of sequences (B, T, ...)."""
@@ -50,6 +78,26 @@ def spans(values: Tensor, length: int) -> Tensor:
     begin = torch.arange(values.shape[1] - length + 1, device=values.device)
     places = begin[:, None] + torch.arange(length, device=values.device)
     return values[:, places].flatten(0, 1)
+
+
+def real_actions(spec: Spec) -> int:
+    """How many actions latent ones can stand for: 0 if there are none, too many, or other ones."""
+    action = spec.action
+    fit = action is not None and action.kind == "discrete" and action.n <= MOST_ACTIONS
+    return action.n if fit else 0
+
+
+def require_translatable(spec: Spec) -> None:
+    """Refuses data whose actions cannot be told by latent ones.
+
+    Raises:
+        UserError: `real_actions` is 0.
+    """
+    if not real_actions(spec):
+        raise UserError(
+            f"Genie translates its latent actions into up to {MOST_ACTIONS} discrete ones, and "
+            f"was made for {spec}: to act, train it on recordings with such actions"
+        )
 
 
 class ActionMap(nn.Module):
@@ -79,6 +127,19 @@ class ActionMap(nn.Module):
     def steps(self) -> Tensor:
         """How many labelled steps were seen, a scalar."""
         return self.counts.sum()
+
+    def require_labels(self) -> None:
+        """Refuses to translate before any labelled step was seen.
+
+        Raises:
+            UserError: it is empty.
+        """
+        if not self.steps:
+            raise UserError(
+                "this Genie has not cloned a policy from steps with actions: train it with "
+                "policy_updates and labelled_steps above 0 on recordings that have actions, from "
+                "these weights (--from)"
+            )
 
     @torch.no_grad()
     def add(self, latent: Tensor, real: Tensor, most: float = torch.inf) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.genie.patches import Patches
@@ -167,6 +168,18 @@ class LatentActionModel(nn.Module):
         actions: Quantized = self.quantizer(self.encoder(frames))
         return actions
 
+    def codes_to(self, frames: Tensor) -> Tensor:
+        """The codes (B, T) that led to each of the frames; 0 for the first."""
+        if frames.shape[1] == 1:
+            return torch.zeros(frames.shape[:2], dtype=torch.int64, device=frames.device)
+        return F.pad(self.infer(frames).codes, (1, 0))
+
+    def vectors_to(self, frames: Tensor) -> Tensor:
+        """The vectors (B, T, A) that led to each of the frames; zeros for the first."""
+        if frames.shape[1] == 1:
+            return frames.new_zeros(len(frames), 1, self.quantizer.width)
+        return F.pad(self.infer(frames).vectors, (0, 0, 1, 0))
+
 
 def st_action_model(
     image: tuple[int, int, int],
@@ -188,17 +201,13 @@ def st_action_model(
 
 
 def conv_action_model(
-    image: tuple[int, int, int],
-    encoder: Shape,
-    decoder: Shape,
-    quantizer: Quantizer,
-    residual: bool = True,
+    image: tuple[int, int, int], channels: int, quantizer: Quantizer, residual: bool = True
 ) -> LatentActionModel:
-    """The same of convolutions (ours); of the shapes only the widths count, as channels."""
+    """The same of convolutions (ours), the widest of which have so many channels."""
     return LatentActionModel(
-        ConvActionEncoder(image, encoder.width, quantizer.width),
+        ConvActionEncoder(image, channels, quantizer.width),
         quantizer,
-        ConvActionDecoder(image, decoder.width, quantizer.width),
+        ConvActionDecoder(image, channels, quantizer.width),
         residual,
     )
 

@@ -231,5 +231,14 @@ class Continuous(Quantizer):
         return Quantized(codes, flat, flat.new_zeros(()))
 
 
+def make_quantizer(
+    kind: str, size: int, width: int, levels: Sequence[int] | None, normalize: bool = False
+) -> Quantizer:
+    """A codebook of `size` vectors ("vq"), `levels` ("fsq"), or neither, of `width` ("none")."""
+    if kind == "fsq":
+        return FiniteScalarQuantizer(levels or (), normalize)
+    return VectorQuantizer(size, width, normalize) if kind == "vq" else Continuous(width, normalize)
+
+
 def _straight_through(z: Tensor, quantized: Tensor) -> Tensor:
     return z + (quantized - z).detach()

@@ -18,7 +18,7 @@ def build(kind: str, quantizer: Quantizer | None = None) -> LatentActionModel:
     torch.manual_seed(0)
     quantizer = quantizer or Continuous(3)
     if kind == "conv":
-        return conv_action_model(IMAGE, SHAPE, SHAPE, quantizer).eval()
+        return conv_action_model(IMAGE, 16, quantizer).eval()
     return st_action_model(IMAGE, 8, SHAPE, SHAPE, FRAMES, quantizer).eval()
 
 

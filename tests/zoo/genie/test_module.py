@@ -10,41 +10,18 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from small_genie import GAME, VIDEO, batch, build, video
 from torch import Tensor, nn
 from video_standin import MovingSquares
 
 from datamodules import ActionSpec, ArraySpec, Spec, UserError
 from zoo.commands import eval as eval_command
 from zoo.genie.dynamics import hide
-from zoo.genie.module import SIZES, STAGES, Clock, Genie, Rate
+from zoo.genie.module import Genie
+from zoo.genie.sizes import SIZES
+from zoo.genie.stages import STAGES, Clock, Rate
 from zoo.nets.st_transformer import Shape
 from zoo.runs import load_weights
-
-VIDEO = Spec({"image": ArraySpec((16, 16, 3), "uint8")})
-GAME = Spec(VIDEO.obs, ActionSpec("discrete", nvec=(3,)))
-TINY = (1, 16, 2, 8, 32)
-PARTS = ("tokenizer_encoder", "tokenizer_decoder", "action_encoder", "action_decoder")
-
-
-def build(spec: Spec = VIDEO, **options: Any) -> Genie:
-    torch.manual_seed(0)
-    sizes = dict.fromkeys([*PARTS, "dynamics", "policy"], TINY)
-    stages = {"tokenizer_updates": 2, "world_updates": 2, "policy_updates": 2}
-    small: dict[str, Any] = {"frames": 4, "codes": 16, "code_width": 4, "steps": 2}
-    if options.get("action_quantizer") != "fsq":
-        small["action_width"] = 4
-    if options.get("action_model") != "convolutional":
-        small["action_patch"] = 8
-    return Genie(spec, **{"size": "nano", **sizes, **stages, **small, **options})
-
-
-def video(frames: int = 4, clips: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(frames)
-    return torch.randint(256, (clips, frames, 16, 16, 3), generator=generator).to(torch.uint8)
-
-
-def batch(frames: int = 4, **more: Tensor) -> dict[str, Any]:
-    return {"obs": {"image": video(frames)}, **more}
 
 
 def count(module: nn.Module) -> int:
@@ -116,14 +93,6 @@ def test_the_clock_goes_through_the_stages_and_stays_at_the_last() -> None:
     assert alone.clock == Clock("policy", 0, 2)
 
 
-def test_rates_rise_and_fall_within_a_stage() -> None:
-    rate = Rate(2.0, 1.0, 4)
-    assert [rate.at(u, 12) for u in range(4)] == [0.5, 1.0, 1.5, 2.0]
-    assert rate.at(8, 12) == pytest.approx(1.5)
-    assert rate.at(6, 12) == pytest.approx(1.5 + math.cos(math.pi / 4) / 2)
-    assert rate.at(12, 12) == rate.at(50, 12) == pytest.approx(1.0)
-
-
 class Watch(pl.Callback):
     """Which parts changed in each update, by their weights and by their codebooks."""
 
@@ -183,7 +152,7 @@ def test_the_action_model_has_a_head_start_and_rates_of_its_own() -> None:
     expected = [{"tokenizer"}, *[{"latent_actions"}] * 2, *[{"latent_actions", "dynamics"}] * 2]
     assert fit(model, 5).changed == expected
     model = build(tokenizer_updates=0, world_updates=10, action_updates=4)
-    model.rates |= {"latent_actions": Rate(2.0, 1.0, 0), "dynamics": Rate(5.0, 3.0, 2)}
+    model.stages.rates |= {"latent_actions": Rate(2.0, 1.0, 0), "dynamics": Rate(5.0, 3.0, 2)}
     optimizer = model.configure_optimizers()
     for model.updates, action, dynamics in ((2, 0.2, None), (4, 0.4, 2.5), (7, 0.7, 4.0)):
         model.on_before_optimizer_step(optimizer)
@@ -285,7 +254,7 @@ def test_the_clone_learns_the_action_after_each_frame_of_all_spans(
         return torch.zeros(*clips.shape[:2], 6, requires_grad=True)
 
     monkeypatch.setattr(model.clone, "forward", listen)
-    model.eval()._losses(batch(7), False)
+    model.eval()._losses(batch(7))
     frames = video(7).float() / 255
     (seen,) = heard
     assert torch.equal(seen.view(2, 3, 4, 16, 16, 3)[:, 1], frames[:, 1:5])
@@ -301,142 +270,6 @@ def test_the_surprise_of_the_dynamics_does_not_move_the_action_model() -> None:
     assert all(p.grad is None for p in model.latent_actions.parameters())
     assert all(p.grad is None for p in model.tokenizer.parameters())
     assert all(p.grad is not None for p in model.dynamics.parameters())
-
-
-# Dreaming
-
-
-def test_states_are_windows_of_the_past() -> None:
-    model = build().eval()
-    state, tokens = model.observe(batch()), model.tokenizer.tokens(video().float() / 255)
-    assert state["tokens"].shape == (2, 4, 3, 16)
-    assert torch.equal(state["tokens"][:, 3], tokens[:, 1:])
-    assert torch.equal(state["tokens"][:, 1, 1:], tokens[:, :2])
-    assert state["frames"].tolist() == [[1, 2, 3, 3]] * 2
-    led = model.latent_actions.infer(video().float() / 255).vectors
-    torch.testing.assert_close(state["actions"][:, 3], led)
-
-
-def test_nothing_is_remembered_of_the_episode_before() -> None:
-    first = torch.tensor([[True, False, False, False], [False, False, True, False]])
-    state = build().eval().observe(batch(is_first=first))
-    assert state["frames"].tolist() == [[1, 2, 3, 3], [1, 2, 1, 2]]
-
-
-def test_nothing_is_seen_across_the_border_of_episodes() -> None:
-    model = build().eval()
-    first = torch.zeros(2, 9, dtype=torch.bool)
-    first[0, 2] = first[0, 8] = True  # the second row is one episode
-    state = model.observe({"obs": {"image": video(9)}, "is_first": first})
-    alone = model.observe({"obs": {"image": video(9)[:1, 2:8]}})
-    for key in ("tokens", "actions"):  # from the fourth on: those before have others in front
-        assert torch.equal(state[key][:1, 5:8], alone[key][:, 3:])
-    assert state["frames"][0].tolist() == [1, 2, 1, 2, 3, 3, 3, 3, 1]
-    whole = model.observe({"obs": {"image": video(9)[1:]}})
-    assert torch.equal(state["tokens"][1:], whole["tokens"])
-    codes = model.infer_actions(video(9), first)
-    assert codes.shape == (2, 8)
-    assert torch.equal(codes[:1, 2:7], model.infer_actions(video(9)[:1, 2:8]))
-    assert torch.equal(codes[1:], model.infer_actions(video(9)[1:]))
-    assert codes[0, [1, 7]].tolist() == [0, 0]
-
-
-def test_clips_that_do_not_suit_training_are_refused() -> None:
-    model = build()
-    with pytest.raises(UserError, match=r"frames=4 .* clips of 3: set --data.clip_length 4"):
-        model.on_train_batch_start(batch(3), 0)
-    first = torch.zeros(2, 4, dtype=torch.bool)
-    model.on_train_batch_start(batch(4, is_first=first), 0)
-    first[:, 0] = True
-    model.on_train_batch_start(batch(4, is_first=first), 0)
-    first[1, 2] = True
-    with pytest.raises(UserError, match="go on into the next one"):
-        model.on_train_batch_start(batch(4, is_first=first), 0)
-
-
-def test_clips_of_any_length_are_observed() -> None:
-    model = build().eval()
-    long, end = video(7), model.observe({"obs": {"image": video(7)[:, 3:]}})
-    state = model.observe({"obs": {"image": long}})
-    assert state["tokens"].shape[:2] == (2, 7)
-    assert torch.equal(state["tokens"][:, 6, -1], end["tokens"][:, 3, -1])
-    assert model.infer_actions(long).shape == (2, 6)
-    assert torch.equal(model.infer_actions(long)[:, -1], model.infer_actions(long[:, 3:])[:, -1])
-    assert model.encode({"image": long}).shape == (2, 7, 16)
-
-
-def test_a_dream_goes_on_from_its_own_frames() -> None:
-    model = build(temperature=0.0).eval()
-    start = {key: value[:, 1] for key, value in model.observe(batch()).items()}
-    actions = torch.tensor([[0, 5, 2], [1, 1, 4]])
-    dream = model.imagine(start, actions, 3)
-    assert dream.state["frames"].tolist() == [[3, 3, 3]] * 2
-    again = model.imagine({key: v[:, 0] for key, v in dream.state.items()}, actions[:, 1:], 2)
-    for key, value in dream.state.items():
-        assert torch.equal(value[:, 1:], again.state[key])
-    assert torch.equal(dream.state["tokens"][:, 1, :2], dream.state["tokens"][:, 0, 1:])
-    book = model.latent_actions.quantizer.lookup(actions)
-    torch.testing.assert_close(dream.state["actions"][:, 2], book)
-    assert (dream.reward == 0).all()
-    assert (dream.cont == 1).all()
-    assert model.decode(dream.state)["image"].shape == (2, 3, 16, 16, 3)
-
-
-def test_states_that_follow_one_another_are_decoded_as_one_clip() -> None:
-    model = build(frames=8).eval()
-    state = model.observe({"obs": {"image": video(20)}})
-    calls = []
-    decode = model.tokenizer.decode
-    model.tokenizer.decode = lambda *a: calls.append(a[0].shape) or decode(*a)  # type: ignore
-    made = model.decode(state)["image"]
-    assert made.shape == (2, 20, 16, 16, 3)
-    assert sum(shape[1] for shape in calls) <= 40
-    # Within one clip it is what each state says alone.
-    for step in range(7):
-        alone = model.decode({key: value[:, [step]] for key, value in state.items()})["image"]
-        torch.testing.assert_close(made[:, [step]], alone, atol=1e-5, rtol=0)
-    # States in any order are decoded each for itself.
-    mixed = torch.tensor([5, 1, 15, 3])
-    shuffled = model.decode({key: value[:, mixed] for key, value in state.items()})["image"]
-    for place, step in enumerate(mixed.tolist()):
-        alone = model.decode({key: value[:, [step]] for key, value in state.items()})["image"]
-        torch.testing.assert_close(shuffled[:, [place]], alone, atol=1e-5, rtol=0)
-
-
-def test_decoding_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build().eval()
-    state = model.observe({"obs": {"image": video(6, clips=5)}})
-    whole = model.decode(state)["image"]
-    monkeypatch.setattr("zoo.genie.module.DECODED", 8)
-    torch.testing.assert_close(model.decode(state)["image"], whole, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("actions", "text"),
-    [
-        (torch.tensor([[0], [6]]), "no latent action 6: this Genie has 6, from 0 to 5"),
-        (torch.tensor([[-1], [0]]), "no latent action -1"),
-        (torch.zeros(2, 1), r"are of shape \(2, 4\), got \(2,\): .* codes from 0 to 5"),
-        (torch.zeros(2, 1, 3), r"are of shape \(2, 4\), got \(2, 3\)"),
-        (torch.zeros(2, 1, 4, dtype=torch.int64), r"codes of shape \(2,\).*of shape \(2, 4\)"),
-        (torch.zeros(1, 1, dtype=torch.int64), r"codes of shape \(2,\).*of shape \(1,\)"),
-        (torch.zeros(2, 1, dtype=torch.bool), "got torch.bool"),
-    ],
-)
-def test_latent_actions_that_there_are_not_are_refused(actions: Tensor, text: str) -> None:
-    model = build().eval()
-    start = {key: value[:, -1] for key, value in model.observe(batch()).items()}
-    with pytest.raises(UserError, match=text):
-        model.imagine(start, actions, 1)
-
-
-def test_continuous_actions_are_given_as_vectors() -> None:
-    model = build(action_quantizer="none").eval()
-    start = {key: value[:, -1] for key, value in model.observe(batch()).items()}
-    vectors = torch.randn(2, 3, 4)
-    assert torch.equal(model.imagine(start, vectors, 3).action, vectors)
-    with pytest.raises(UserError, match="have no codes"):
-        model.imagine(start, torch.zeros(2, 3, dtype=torch.int64), 3)
 
 
 # Acting
@@ -501,8 +334,12 @@ def test_mistakes_are_named() -> None:
         build().training_step(batch(5), 0)
     with pytest.raises(UserError, match="needs action_levels"):
         build(action_quantizer="fsq")
-    with pytest.raises(UserError, match=r"got dynamics=\[1, 0, 2, 8, 32\]"):
-        build(dynamics=(1, 0, 2, 8, 32))
+    with pytest.raises(UserError, match=r"got dynamics=\{'width': 0\}"):
+        build(dynamics={"width": 0})
+    with pytest.raises(UserError, match="dynamics has no number 'depth': choose one of layers"):
+        build(dynamics={"depth": 2})
+    with pytest.raises(UserError, match=r"by name, such as .*, got dynamics=\[1, 64\]"):
+        build(dynamics=[1, 64])
     with pytest.raises(UserError, match="learns nothing"):
         build(tokenizer_updates=0, world_updates=0, policy_updates=0)
     with pytest.raises(UserError, match="needs codes of at least 2, got 1"):
@@ -517,6 +354,8 @@ def test_mistakes_are_named() -> None:
         {"action_levels": [2, 2]},
         {"action_quantizer": "none", "num_actions": 8},
         {"action_model": "convolutional", "action_patch": 8},
+        {"action_model": "convolutional", "action_encoder": {"layers": 2}},
+        {"action_channels": 8},
     ):
         with pytest.raises(UserError, match=r"has no effect with tokenizer_quantizer="):
             build(**options)
