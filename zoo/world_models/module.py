@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -31,12 +30,10 @@ from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.nets.actions import add_noise, random_like
 from zoo.nets.ranks import zero_of
 from zoo.world_models.controller import Actions, Controller
-from zoo.world_models.dreams import Dreamer, FixedMembers, LinearMembers, Scores, dream
-from zoo.world_models.evolution import Evolution
-from zoo.world_models.gate import fixed_policies, judge
+from zoo.world_models.dreams import Dreamer
+from zoo.world_models.generations import Generations
 from zoo.world_models.memory import Memory
-from zoo.world_models.reality import FixedPlayers, LinearPlayers, episode_seeds
-from zoo.world_models.statistics import Moments, Range, over_ranks
+from zoo.world_models.statistics import Moments, Range
 from zoo.world_models.vision import Code, Vision
 
 # `nano` is ours, for CPUs.
@@ -233,10 +230,7 @@ class WorldModels(
             "memory": memory_updates,
             "controller": generations,
         }
-        self.evolution: Evolution | None = None
-        self._told: dict[str, Tensor] | None = None  # a checkpoint's evolution, until it is needed
-        self._starts: Code | None = None
-        self._starts_of = 0  # steps that the replay had seen then
+        self.generations = Generations(self)
         self._encoded: int | None = None  # the round whose frames are encoded
 
     # Stages
@@ -267,10 +261,11 @@ class WorldModels(
         of dreams for C. A run that is resumed there makes it again, and makes the same.
         """
         clock = self.clock
+        if clock.stage != "controller":
+            self.generations.starts = None
         if clock.stage == "vision":
             if clock == Clock(0, "vision", 0):
                 self._fit_statistics(data)
-            self._starts = None
             return Portion(rows=self.vision_batch, steps=1)
         vectors = tuple(self.vision.vectors)
         if clock.stage == "memory":
@@ -279,13 +274,8 @@ class WorldModels(
                     self._fit_statistics(data)
                 self._encode_all(data)
                 self._encoded = clock.round
-            self._starts = None
             return Portion(observations=() if self.vision.images else vectors)
-        seen = data.steps_seen
-        if self.evolve_in == "dream" and (self._starts is None or self._starts_of != seen):
-            first = data.first_steps(self.starts)
-            code = self._code(_to(first, self.device))
-            self._starts, self._starts_of = Code(code.mean[:, 0], code.logvar[:, 0]), seen
+        self.generations.prepare(data)
         return Portion(rows=1, observations=() if self.vision.images else vectors)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -295,15 +285,25 @@ class WorldModels(
             losses = self.vision.losses(batch["obs"], self.kl_tolerance)
             total = self.total_loss(losses, {"reconstruction": 1.0, "kl": 1.0})
         elif stage == "memory":
-            z = self._code(batch).sample()
+            z = self.code(batch).sample()
             losses = self.memory.losses(z, self.actions.encode(batch["action"]), batch)
             weights = {"mixture": 1.0, "reward": 1.0, "done": self.done_scale}
             total = self.total_loss(losses, {key: weights[key] for key in losses})
         else:
-            self._generation(batch)
+            data = getattr(self._trainer, "datamodule", None)
+            metrics = self.generations.step(self.clock, batch, data)
+            self.has_evolved.fill_(True)
+            if self._trainer is not None and self._trainer.training:
+                self._log_now(metrics)
             total = self.total_loss({}, {})
         idle = [getattr(self, name) for name in STAGES if name != stage or name == "controller"]
         return total + zero_of(idle)  # `on_before_optimizer_step` drops these gradients
+
+    def _log_now(self, metrics: Mapping[str, float]) -> None:
+        """Logs train/<name> now: there is one generation where there are hundreds of updates."""
+        values = {f"train/{name}": value for name, value in metrics.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values, step=self.updates)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leaves gradients only to the part that learns now, clips M's and sets the rates."""
@@ -339,7 +339,7 @@ class WorldModels(
         moments = Moments(self.vision.standardize.mean.numel())
         for batch in data.sweep(4096, keys):
             moments.add(self.vision.flatten(batch["obs"])[0])
-        mean, std = moments.mean_and_std(self._ranks, self.device)
+        mean, std = moments.mean_and_std(self.ranks, self.device)
         self.vision.standardize.mean.copy_(mean)
         self.vision.standardize.std.copy_(std)
 
@@ -349,7 +349,7 @@ class WorldModels(
         moments = Moments(self.vision.size)
         codes, rewards = Range(self.vision.size), Range(1)
         for batch in data.sweep(256):
-            here = _to(batch, self.device)
+            here = self.transfer_batch_to_device(batch, self.device, 0)
             code = self.vision.encode(here["obs"])
             if self.vision.images:
                 self.write_back(batch["step_id"], code._asdict())
@@ -358,135 +358,31 @@ class WorldModels(
             rewards.add(here["reward"][0, goes_on, None])
             moments.add(torch.diff(code.mean[0], dim=0)[goes_on[1:]])
         self.memory.bound(
-            codes.low_and_high(self._ranks, self.device),
-            rewards.low_and_high(self._ranks, self.device),
+            codes.low_and_high(self.ranks, self.device),
+            rewards.low_and_high(self.ranks, self.device),
         )
         if self.clock.round == 0:  # later rounds go on with what M knows
-            _, std = moments.mean_and_std(self._ranks, self.device)
+            _, std = moments.mean_and_std(self.ranks, self.device)
             self.memory.scale.copy_(std)
 
     @property
-    def _ranks(self) -> int:
+    def ranks(self) -> int:
+        """How many processes train together."""
         return self._trainer.world_size if self._trainer is not None else 1
 
-    def _code(self, batch: Batch) -> Code:
+    def code(self, batch: Batch) -> Code:
         """Codes (B, T, Z) of a batch: those that the replay keeps, or made now."""
         if batch.get("latents"):
             return Code(batch["latents"]["mean"], batch["latents"]["logvar"])
         with torch.no_grad():
             return self.vision.encode(batch["obs"])
 
-    # Evolution
-
-    def _generation(self, batch: Batch) -> None:
-        """Scores the members of one generation and moves C to the new mean."""
-        clock, data = self.clock, getattr(self._trainer, "datamodule", None)
-        evolution = self._evolution_at(clock)
-        if clock.update == 0 and self.evolve_in == "dream" and data is not None:
-            self._check_dreams(data)
-        # The mean comes along for the record: it is what will act.
-        members = torch.cat([evolution.ask(), evolution.mean[None]]).to(self.device)
-        if self.evolve_in == "dream":
-            scores = self._dream_scores(members, batch)
-        else:
-            scores = self._real_scores(members, data, clock)
-        reward = scores.reward.double().mean(1).cpu()
-        reward = over_ranks(reward, self._ranks, self.device) / self._ranks
-        penalty = self.weight_decay * members.cpu().double().square().mean(1)
-        evolution.tell((reward - penalty)[:-1])
-        self.controller.load(evolution.mean)
-        self.has_evolved.fill_(True)
-        if self._trainer is not None and self._trainer.training:
-            where = "dream" if self.evolve_in == "dream" else "real"
-            self._log_now(
-                {
-                    f"{where}_return": float(reward[-1]),
-                    f"{where}_return_best": float(reward[:-1].max()),
-                    f"{where}_return_population": float(reward[:-1].mean()),
-                    f"{where}_length": float(scores.length[-1].float().mean()),
-                    "sigma": evolution.sigma,
-                }
-            )
-
-    def _evolution_at(self, clock: Clock) -> Evolution:
-        """The evolution of this round: begun here, restored, or as it is."""
-        if self.evolution is None or clock.update == 0:
-            told, self._told = self._told, None
-            fresh = clock.update == 0 or told is None
-            start = self.controller.flat if fresh else told["start"]  # type: ignore[index]
-            self.evolution = Evolution(
-                start, self.sigma, self.population, self._evolution_seed(clock), self.diagonal
-            )
-            if not fresh:
-                self.evolution.load_state_dict(told)  # type: ignore[arg-type]
-        return self.evolution
-
-    def _evolution_seed(self, clock: Clock) -> int:
-        """Of the datamodule's seed and the round; the same on all ranks."""
-        data = getattr(self._trainer, "datamodule", None)
-        sequence = np.random.SeedSequence([getattr(data, "seed", 0), clock.round])
-        return int(sequence.generate_state(1)[0])
-
-    def _dream_scores(self, members: Tensor, batch: Batch) -> Scores:
-        """Scores of members (P, size) in dreams."""
-        population = self.controller.population(members)
-        linear = LinearMembers(population, self.actions, self._features)
-        return dream(self._dreamer(), linear, len(members), self._draw_starts(batch), self.horizon)
-
-    def _draw_starts(self, batch: Batch) -> Tensor:
-        """Codes (R, Z) of first frames of replayed episodes."""
-        code = self._starts
-        if code is None:  # without a datamodule, of whatever frames there are
-            code = Code(*(part.flatten(0, 1) for part in self._code(batch)))
-        drawn = torch.randint(len(code.mean), (self.rollouts,), device=self.device)
-        return Code(code.mean[drawn], code.logvar[drawn]).sample()
-
-    def _real_scores(self, members: Tensor, data: Any, clock: Clock) -> Scores:
-        """Scores of members (P, size) in the environment, all in the same episodes."""
-        if data is None or not hasattr(data, "play"):
-            raise UserError(
-                "WorldModels(evolve_in='environment') needs an EnvDataModule to play in"
-            )
-        population = self.controller.population(members)
-        key = (clock.round, clock.update)
-        seeds = episode_seeds(data.seed, self.global_rank, key, self.rollouts)
-        players = LinearPlayers(self, population, self.rollouts)
-        played = data.play(players, seeds * len(members), self.horizon)
-        shape = (len(members), self.rollouts)
-        return Scores(
-            torch.from_numpy(played.reward).view(shape), torch.from_numpy(played.length).view(shape)
-        )
-
-    def _check_dreams(self, data: Any) -> None:
-        """The gate (see `gate`): fixed policies must earn in dreams what they really earn."""
-        if not self.gate_episodes or not hasattr(data, "play"):
-            return
-        policies = fixed_policies(self.spec)
-        choices = [self.actions.encode(c.to(self.device)) for c in policies.values()]
-        start = self._draw_starts({})
-        dreamed = dream(self._dreamer(), FixedMembers(choices), len(choices), start, self.horizon)
-        seeds = episode_seeds(
-            data.seed, self.global_rank, (self.clock.round, -1), self.gate_episodes
-        )
-        players = FixedPlayers(list(policies.values()), self.gate_episodes)
-        played = data.play(players, seeds * len(choices), self.horizon)
-        real = torch.from_numpy(played.reward).view(len(choices), -1).double().mean(1)
-        both = torch.stack([dreamed.reward.cpu().double().mean(1), real])
-        both = over_ranks(both, self._ranks, self.device) / self._ranks
-        ratios = judge(policies, *both)
-        self._log_now({f"gate_{name}": ratio for name, ratio in ratios.items()})
-
-    def _log_now(self, metrics: Mapping[str, float]) -> None:
-        """Logs train/<name> now: there is one generation where there are hundreds of updates."""
-        values = {f"train/{name}": value for name, value in metrics.items()}
-        for logger in self.trainer.loggers:
-            logger.log_metrics(values, step=self.updates)
-
-    def _features(self, state: State) -> Tensor:
-        """What C sees (..., F)."""
+    def features(self, state: State) -> Tensor:
+        """What C sees (..., F) in states {key: (..., size)}."""
         return torch.cat([state[key] for key in self.feature_keys], -1)
 
-    def _dreamer(self, temperature: float | None = None) -> Dreamer:
+    def dreamer(self, temperature: float | None = None) -> Dreamer:
+        """Advances dreams of M, by default at the model's own temperature."""
         temperature = self.temperature if temperature is None else temperature
         return Dreamer(self.memory, temperature, self.done_threshold)
 
@@ -515,7 +411,7 @@ class WorldModels(
         code = self.vision.encode({key: value.unsqueeze(1) for key, value in obs.items()})
         code = Code(code.mean[:, 0], code.logvar[:, 0])
         known = {**state, "z": code.sample()}
-        action = self.actions.choose(controller(self._features(known)))
+        action = self.actions.choose(controller(self.features(known)))
         if explore:
             action = self._explore(action)
         h, c = self.memory.step(known, action)
@@ -546,7 +442,7 @@ class WorldModels(
     @torch.no_grad()
     def observe(self, batch: Batch) -> State:
         """z of each step, and the memory h, c of the steps before it."""
-        z = self._code(batch).sample()
+        z = self.code(batch).sample()
         action = self.actions.encode(batch["action"])
         h = c = z.new_zeros(len(z), self.memory.hidden)
         steps = []
@@ -567,12 +463,12 @@ class WorldModels(
         temperature: float | None = None,
     ) -> Imagined:
         """Dreams with given actions, another policy, or C; by default at the own temperature."""
-        dreamer = self._dreamer(temperature)
+        dreamer = self.dreamer(temperature)
         now = {key: state[key] for key in ("z", "h", "c", "first")}
         states, encoded, reward, cont = [], [], [], []
         for t in range(horizon):
             if actions is None:
-                action = self.actions.choose(self.controller(self._features(now)))
+                action = self.actions.choose(self.controller(self.features(now)))
             else:
                 chosen = actions(now) if callable(actions) else actions[:, t]
                 action = self.actions.encode(chosen)
@@ -605,16 +501,11 @@ class WorldModels(
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the evolution: its start and all scores."""
         super().on_save_checkpoint(checkpoint)
-        told = self._told if self.evolution is None else self.evolution.state_dict()
+        told = self.generations.state_dict()
         if told is not None:
             checkpoint["evolution"] = told
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the evolution until the next generation."""
         super().on_load_checkpoint(checkpoint)
-        self.evolution, self._told = None, checkpoint.get("evolution")
-
-
-def _to(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A nested batch on another device."""
-    return {k: _to(v, device) if isinstance(v, Mapping) else v.to(device) for k, v in batch.items()}
+        self.generations.load_state_dict(checkpoint.get("evolution"))
