@@ -174,6 +174,8 @@ class RunProgress(ProgressBar):
             return "env steps", moment.env_steps, budget.env_steps
         if budget is not None and budget.updates is not None:
             return "updates", moment.updates, budget.updates
+        if budget is not None and budget.seconds is not None:
+            return "seconds", round(budget.clock.seconds()), round(budget.seconds)
         if trainer.max_steps > 0:
             return "updates", moment.updates, trainer.max_steps
         return "env steps", moment.env_steps, None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 
+from callbacks.clock import TrainingClock
 from callbacks.counters import Counters, counters
 from callbacks.schedule import publish
-
-OWN = frozenset({"time/updates_per_s", "time/wall_s"})
 
 
 class RunMetrics(pl.Callback):
@@ -25,15 +23,14 @@ class RunMetrics(pl.Callback):
 
     def __init__(self) -> None:
         self._every = 0
-        self._trained = 0.0  # seconds of training up to `_at`
-        self._at = 0.0
+        self._clock = TrainingClock()
         self._logged = (Counters(0, 0), 0.0)  # counters and seconds of training when last logged
 
     def on_train_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Starts the clock."""
         self._every = trainer.log_every_n_steps
-        self._at = time.monotonic()
-        self._logged = counters(pl_module), self._trained
+        self._clock.start()
+        self._logged = counters(pl_module), self._clock.trained
 
     def on_train_batch_end(
         self,
@@ -47,7 +44,7 @@ class RunMetrics(pl.Callback):
         if not self._every or int(pl_module.updates) % self._every:  # type: ignore[arg-type]
             return
         before, since = self._logged
-        now, seconds = counters(pl_module), self._seconds()
+        now, seconds = counters(pl_module), self._clock.seconds()
         if now.updates == before.updates:
             return
         elapsed = max(seconds - since, 1e-9)
@@ -64,23 +61,14 @@ class RunMetrics(pl.Callback):
 
     def on_metrics(self, trainer: Any, metrics: Mapping[str, float]) -> None:
         """Takes out what was spent on measuring, and adds the clock to each evaluation."""
-        if OWN.isdisjoint(metrics):
-            spent = (v for k, v in metrics.items() if k.startswith("time/") and k.endswith("_s"))
-            self._trained -= sum(spent)
+        self._clock.leave_out(metrics)
         if "eval/return_mean" in metrics:
-            publish(trainer, {"time/wall_s": self._seconds()})
+            publish(trainer, {"time/wall_s": self._clock.seconds()})
 
     def state_dict(self) -> dict[str, float]:
         """Seconds of training so far."""
-        return {"trained": self._seconds()}
+        return {"trained": self._clock.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """The inverse of `state_dict`."""
-        self._trained = state_dict["trained"]
-
-    def _seconds(self) -> float:
-        now = time.monotonic()
-        if self._at:
-            self._trained += now - self._at
-            self._at = now
-        return self._trained
+        self._clock.trained = state_dict["trained"]

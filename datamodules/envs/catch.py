@@ -20,15 +20,16 @@ SIZES = (32, 64)
 MOVES = (0, -1, 1)  # stay, left, right
 # In pixels of a 32x32 image: per step, or of the paddle.
 FALL, DRIFT, PACE = 2, 1, 2
+FALLS = (1, 2)
 PADDLE_WIDTH, PADDLE_HEIGHT = 6, 2
-STEPS_PER_BALL = 15  # from the top row to the paddle's
+STEPS_PER_BALL = 15  # from the top row to the paddle's, at the usual speed
 PADDLE_COLOUR, BALL_COLOUR = (64, 160, 255), (255, 255, 255)
 
 
 class Catch(gym.Env):
     """A ball falls, drifting left or right or not at all; the walls reflect it.
 
-    After `STEPS_PER_BALL` actions it is in the paddle's rows: the reward is 1 if they overlap there
+    After `steps_per_ball` actions it is in the paddle's rows: the reward is 1 if they overlap there
     and -1 if not, at all other steps 0. With the next action another ball appears at the top, at a
     random place; the last ball terminates the episode. Every ball can be caught.
 
@@ -39,6 +40,8 @@ class Catch(gym.Env):
         size: side of the image, 32 or 64; paddle and speeds scale with it.
         ball: side of the ball in pixels.
         balls: how many an episode has.
+        fall: pixels of a 32x32 image that the ball falls in a step, 1 or 2; with 1 it takes twice
+            the steps.
 
     Raises:
         UserError: an argument out of range.
@@ -47,7 +50,7 @@ class Catch(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
     render_mode = "rgb_array"
 
-    def __init__(self, size: int = 32, ball: int = 2, balls: int = 1) -> None:
+    def __init__(self, size: int = 32, ball: int = 2, balls: int = 1, fall: int = FALL) -> None:
         if size not in SIZES:
             raise UserError(f"size={size} of Catch must be one of {list(SIZES)}")
         self.size, self.scale = size, size // 32
@@ -56,7 +59,10 @@ class Catch(gym.Env):
             raise UserError(f"ball={ball} of Catch must be from 1 to {most} at size {size}")
         if balls < 1:
             raise UserError(f"balls={balls} of Catch must be at least 1")
-        self.side, self.balls = ball, balls
+        if fall not in FALLS:
+            raise UserError(f"fall={fall} of Catch must be one of {list(FALLS)}")
+        self.side, self.balls, self.fall = ball, balls, fall * self.scale
+        self.steps_per_ball = STEPS_PER_BALL * FALL // fall
         self.fallen = self.drift = 0
         self.observation_space = Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = Discrete(len(MOVES))
@@ -77,16 +83,16 @@ class Catch(gym.Env):
         """Moves the paddle; the ball falls, or a new one appears."""
         limit = self.size - PADDLE_WIDTH * self.scale
         self.paddle[0] = np.clip(self.paddle[0] + MOVES[action] * PACE * self.scale, 0, limit)
-        if self.fallen == STEPS_PER_BALL:
+        if self.fallen == self.steps_per_ball:
             self._new_ball()
             return self.render(), 0.0, False, False, self._info()
         self.fallen += 1
-        self.ball[1] += FALL * self.scale
+        self.ball[1] += self.fall
         x, limit = int(self.ball[0]) + self.drift, self.size - self.side
         if not 0 <= x <= limit:
             x, self.drift = (-x if x < 0 else 2 * limit - x), -self.drift
         self.ball[0] = x
-        if self.fallen < STEPS_PER_BALL:
+        if self.fallen < self.steps_per_ball:
             return self.render(), 0.0, False, False, self._info()
         self.landed += 1
         caught = -self.side < x - self.paddle[0] < PADDLE_WIDTH * self.scale

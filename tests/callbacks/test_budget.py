@@ -22,6 +22,31 @@ def test_without_a_budget_the_trainer_decides(tmp_path):
     assert model.updates == 12
 
 
+def test_stops_after_seconds_of_training_and_goes_on_with_what_is_left(tmp_path):
+    first, model = Budget(seconds=0.3), TinyModel(sleep=0.05)
+    trainer(tmp_path, first).fit(model, TinyData())
+    assert 1 < model.updates <= 6
+    last = tmp_path / "checkpoints" / "last.ckpt"
+
+    def resumed(**options):
+        again = TinyModel(sleep=0.05)
+        trainer(tmp_path, Budget(**options)).fit(again, TinyData(), ckpt_path=last)
+        return again.updates
+
+    assert resumed(seconds=0.3) == model.updates  # nothing is left
+    assert resumed(seconds=1e9, updates=model.updates + 1) == model.updates + 1
+
+
+def test_measuring_is_not_training():
+    budget = Budget(seconds=10)
+    budget.load_state_dict({"seconds": 9.0})
+    budget.on_metrics(None, {"time/evaluation_s": 4.0, "eval/return_mean": 1.0})
+    budget.on_metrics(None, {"time/updates_per_s": 100.0, "time/wall_s": 3.0})
+    assert budget.state_dict() == {"seconds": 5.0}
+
+
 def test_bad_budget_is_refused():
     with pytest.raises(UserError, match="env_steps is 0"):
         Budget(env_steps=0)
+    with pytest.raises(UserError, match="seconds is 0"):
+        Budget(seconds=0)

@@ -25,7 +25,7 @@ def test_is_an_environment(options: dict[str, int]) -> None:
     check_env(Catch(**options), skip_render_check=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"ball": 1}, {"size": 64, "ball": 4}])
+@pytest.mark.parametrize("options", [{}, {"ball": 1, "fall": 1}, {"size": 64, "ball": 4}])
 def test_every_ball_can_be_caught(options: dict[str, int]) -> None:
     env = Catch(balls=40, **options)
     env.reset(seed=0)
@@ -78,6 +78,16 @@ def test_walls_reflect_the_ball() -> None:
     assert seen == [30, 29, 28]
 
 
+def test_a_slow_ball_takes_twice_the_steps() -> None:
+    env = Catch(fall=1)
+    _, info = env.reset(seed=0)
+    rows, over = [info["ball"][1]], False
+    while not over:
+        *_, over, _, info = env.step(STAY)
+        rows.append(info["ball"][1])
+    assert rows == list(range(2 * STEPS_PER_BALL + 1))
+
+
 def test_the_factory_makes_it_and_draws_it_to_size() -> None:
     env = make_env("zoo/Catch-v0", size=64, ball=3)
     obs, _ = env.reset(seed=0)
@@ -86,7 +96,7 @@ def test_the_factory_makes_it_and_draws_it_to_size() -> None:
     assert spec.action.n == 3
 
 
-@pytest.mark.parametrize("bad", [{"size": 48}, {"ball": 3}, {"ball": 0}, {"balls": 0}])
+@pytest.mark.parametrize("bad", [{"size": 48}, {"ball": 3}, {"ball": 0}, {"balls": 0}, {"fall": 3}])
 def test_refuses(bad: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         Catch(**bad)

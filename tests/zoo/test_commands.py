@@ -211,15 +211,22 @@ class TestFit:
 
     def test_a_larger_budget_equals_having_asked_for_it(self, here: Path) -> None:
         assert main(["fit", str(RUN), "--resume", "--env-steps", "70"]) == 0
-        assert _budget(RUN) == {"env_steps": 70, "updates": None}
+        assert _budget(RUN) == {"env_steps": 70, "updates": None, "seconds": None}
         assert main(["fit", "tiny.yaml", "--run", "at-once", "--env-steps", "70"]) == 0
         assert _equal(RUN, Path("at-once"))
         assert _metrics(RUN) == _metrics(Path("at-once"))
 
+    def test_seconds_are_a_budget_too(self, here: Path, capsys) -> None:
+        command = ["fit", "tiny.yaml", "--run", "timed", "--seconds", "0.01"]
+        assert main(command) == 0
+        assert _budget(Path("timed")) == {"env_steps": None, "updates": None, "seconds": 0.01}
+        assert main([*command, "--resume"]) == 0
+        assert "is done (" in capsys.readouterr().err
+
     def test_updates_are_a_budget_too(self, here: Path) -> None:
         assert main(["fit", "tiny.yaml", "--run", "short", "--updates", "3"]) == 0
         assert json.loads(Path("short/done.json").read_text())["updates"] == 3
-        assert _budget(Path("short")) == {"env_steps": None, "updates": 3}
+        assert _budget(Path("short")) == {"env_steps": None, "updates": 3, "seconds": None}
 
     def test_nothing_to_resume_starts_anew(self, here: Path, capsys) -> None:
         crashed = Path("crashed")  # before its first checkpoint

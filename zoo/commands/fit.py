@@ -91,6 +91,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--env-steps", type=int, help="stop after so many environment frames")
     length.add_argument("--updates", type=int, help="stop after so many updates")
+    length.add_argument("--seconds", type=float, help="stop after so many seconds of training")
     parser.add_argument("--from", dest="weights", help="fine-tune: a run, .ckpt, folder or hub id")
     parser.add_argument("--resume", action="store_true", help="continue the run if it exists")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (1)")
@@ -156,13 +157,18 @@ def _apply(config: configs.Config, options: argparse.Namespace, directory: Path,
         configs.set_option(config, "zoo.weights", options.weights)
     if options.threads is not None:
         configs.set_option(config, "zoo.threads", options.threads)
-    if options.env_steps is not None or options.updates is not None:
-        configs.budget(config).update(env_steps=options.env_steps, updates=options.updates)
+    lengths = {name: getattr(options, name) for name in ("env_steps", "updates", "seconds")}
+    if any(value is not None for value in lengths.values()):
+        configs.budget(config).update(lengths)
     budget, trainer = configs.budget(config), config["trainer"]
-    limits = [budget.get("env_steps"), budget.get("updates"), trainer.get("max_time")]
+    limits = [*(budget.get(name) for name in lengths), trainer.get("max_time")]
     unlimited = trainer.get("max_epochs") in (-1, None) and trainer.get("max_steps", -1) == -1
     recorded = (config.get("data") or {}).get("class_path") in configs.RECORDED_DATA
-    if recorded and budget.get("env_steps") and not budget.get("updates"):
+    if (
+        recorded
+        and budget.get("env_steps")
+        and not (budget.get("updates") or budget.get("seconds"))
+    ):
         raise UserError("recorded data has no env steps: say how long to train by --updates N")
     if unlimited and not any(limits):
         raise UserError("nothing says how long to train: add --env-steps N or --updates N")
@@ -172,10 +178,11 @@ def _finished(plan: Plan) -> str:
     """How far the run came if it has used its budget up, else nothing."""
     if plan.resume is None or not (plan.directory / "done.json").is_file():
         return ""
-    counters = read_checkpoint(plan.resume).get("zoo", {})
+    checkpoint = read_checkpoint(plan.resume)
+    counters = checkpoint.get("zoo", {}) | checkpoint.get("callbacks", {}).get("Budget", {})
     for name, wanted in configs.budget(plan.config).items():
         if wanted is not None and counters.get(name, 0) >= wanted:
-            return f"{counters[name]} {name.replace('_', ' ')}"
+            return f"{counters[name]:.0f} {name.replace('_', ' ')}"
     return ""
 
 
