@@ -31,7 +31,8 @@ from benchmarks.cell import ENV, EVAL_SEED_OFFSET, Cell, write_json
 from datamodules.errors import MissingExtra, UserError
 
 OFFLINE = "offline-dqn"
-BASELINES = ("random", "dqn", "ppo", "sac", OFFLINE)
+COPY_LAST = "copy-last-frame"  # of dreams, see `benchmarks.video`
+BASELINES = ("random", "dqn", "ppo", "sac", OFFLINE, COPY_LAST)
 
 # Settings of a preset that the algorithm's constructor does not know.
 _OURS = frozenset({"num_envs", "source", "updates"})

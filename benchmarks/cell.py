@@ -55,7 +55,11 @@ METRICS = frozenset(
         "latent_action_purity",
         "delta_t_psnr",
         "tokenizer_psnr",
+        "ball_found",
+        "ball_lost",
         "ball_error",
+        "psnr",
+        "ssim",
         "dream_fps",
     }
 )
@@ -84,6 +88,8 @@ class Cell:
         score: the metric that is compared: the return, or what a probe reads out of features.
         probe: for a suite of probes, what is probed for; see `benchmarks.probed`.
         checkpoint: which one of a zoo model's run plays the final episodes, "best" or "last".
+        seconds: training budget of a zoo model in seconds, in place of any other.
+        video: for a suite of dreams, what is dreamed; see `benchmarks.video`.
     """
 
     model: str
@@ -100,6 +106,8 @@ class Cell:
     score: str = RETURN
     probe: Mapping[str, Any] = field(default_factory=dict, hash=False)
     checkpoint: str = "best"
+    seconds: float | None = None
+    video: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -147,7 +155,8 @@ def run_cell(
     """Train and evaluate one cell, or return the result that is already there.
 
     Args:
-        model: a zoo model or a baseline (`random`, `dqn`, `ppo`, `sac`, `offline-dqn`).
+        model: a zoo model or a baseline (`random`, `dqn`, `ppo`, `sac`, `offline-dqn`,
+            `copy-last-frame`).
         preset: the model's preset, or the baseline's task preset.
         task: the environment that the preset stands for; checked.
         seed: of everything in the cell.
@@ -178,13 +187,17 @@ def run_cell(
 
 
 def find_runner(cell: Cell) -> Runner:
-    """The runner of probes or of a baseline if the cell is one, otherwise the zoo's."""
+    """The runner of probes, of dreams or of a baseline if the cell is one, otherwise the zoo's."""
     from benchmarks.baselines import BASELINES, BaselineRunner
 
     if cell.probe:
         from benchmarks.probed import ProbeRunner
 
         return ProbeRunner()
+    if cell.video:
+        from benchmarks.video import VideoRunner
+
+        return VideoRunner()
     return BaselineRunner() if cell.model in BASELINES else ZooRunner()
 
 
@@ -198,7 +211,9 @@ class ZooRunner:
 
         preset = f"{cell.model}/{cell.base or cell.preset}"
         env = cell.options.get(ENV, configs.compose(preset)["data"]["init_args"].get("env"))
-        if env != cell.task and not cell.probe:  # recordings need no environment to be learnt from
+        if env != cell.task and not (
+            cell.probe or cell.video
+        ):  # recordings need no environment to be learnt from
             raise UserError(f"preset {preset} is for {env}, not for {cell.task}")
         command = [*fit_command(cell, run), "--resume"]
         code = fit.main(command)
@@ -237,6 +252,8 @@ def fit_command(cell: Cell, run: Path) -> list[str]:
     for key, value in cell.options.items():
         # A string as it is: in the quotes of JSON it is not among the choices of an option.
         command.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+    if cell.seconds is not None:
+        return [*command, "--seconds", str(cell.seconds)]
     return command if cell.env_steps is None else [*command, "--env-steps", str(cell.env_steps)]
 
 

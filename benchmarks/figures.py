@@ -5,6 +5,13 @@ import numpy as np
 from benchmarks import statistics, svg
 from benchmarks.summary import Summary
 
+# Metrics of dreams that are drawn against the steps ahead.
+AHEAD = {
+    "ball_error": "distance of the ball in pixels",
+    "psnr": "PSNR in dB",
+    "ssim": "SSIM",
+}
+
 
 def draw_figures(summary: Summary) -> dict[str, str]:
     """All charts by file name, in the order in which a report shows them."""
@@ -22,6 +29,10 @@ def draw_figures(summary: Summary) -> dict[str, str]:
         errors = _error_chart(summary, task)
         if errors:
             figures[f"{name}-open-loop"] = errors
+        for metric, label in AHEAD.items():
+            chart = _ahead_chart(summary, task, metric, label)
+            if chart:
+                figures[f"{name}-{metric.replace('_', '-')}"] = chart
     profile = _profile_chart(summary)
     return {**figures, "performance-profile": profile} if profile else figures
 
@@ -82,6 +93,26 @@ def _error_chart(summary: Summary, task: str) -> str | None:
     lines.append(svg.Line("copying", svg.NEUTRAL, np.array([]), np.array([1.0])))
     title = f"Open-loop error on {task}"
     return svg.line_chart(lines, title, "steps ahead", "error / error of copying")
+
+
+def _ahead_chart(summary: Summary, task: str, metric: str, label: str) -> str | None:
+    """`metric@k` of dreams against k, mean over runs."""
+    lines = []
+    for score in (score for score in summary.scores if score.task == task):
+        prefix = f"{metric}@"
+        values = {
+            int(name.removeprefix(prefix)): value
+            for name, value in score.metrics.items()
+            if name.startswith(prefix)
+        }
+        if values:
+            ahead = np.array(sorted(values), float)
+            name = f"{score.label} (n={len(score.finals)})"
+            height = np.array([values[k] for k in sorted(values)])
+            lines.append(svg.Line(name, summary.color(score.label), ahead, height))
+    if not lines:
+        return None
+    return svg.line_chart(lines, f"Dreams of {task}: {label}", "steps ahead", label)
 
 
 def _profile_chart(summary: Summary) -> str | None:

@@ -33,6 +33,10 @@ _CAPTIONS = {
     "wall-s": "Return against time.",
     "open-loop": "Error of dreams with recorded actions over that of copying the last "
     "observation; below 1 the dream is better.",
+    "ball-error": "Distance of the dreamed ball from the true one; 0 steps ahead is the last frame "
+    "that the model saw. A frame without a ball counts as the side of the image.",
+    "psnr": "Likeness to the true frames; higher is better.",
+    "ssim": "Structural similarity to the true frames; higher is better.",
     "scores": "Final scores: every run, their IQM and its 95% interval.",
 }
 

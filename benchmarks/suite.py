@@ -79,6 +79,8 @@ class Suite:
         score: the metric that is compared; `return_mean` unless features are probed.
         probe: for a suite of probes, what is probed for; see `benchmarks.probed`.
         checkpoint: which one of a zoo model's run plays the final episodes, "best" or "last".
+        seconds: training budget of every zoo model in seconds, in place of any other.
+        video: for a suite of dreams, what is dreamed; see `benchmarks.video`.
         published: name of the published scores to show beside; see `benchmarks.published`.
     """
 
@@ -95,6 +97,8 @@ class Suite:
     score: str = RETURN
     probe: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str = "best"
+    seconds: float | None = None
+    video: Mapping[str, Any] = field(default_factory=dict)
     published: str = ""
 
     def cells(self, seeds: int | None = None) -> list[Cell]:
@@ -122,6 +126,8 @@ class Suite:
                 score=self.score,
                 probe=dict(self.probe),
                 checkpoint=self.checkpoint,
+                seconds=self.seconds,
+                video=dict(self.video),
             )
             for entry in self.entries
             for seed in range(count)
@@ -169,7 +175,7 @@ def parse_suite(content: Mapping[str, Any]) -> Suite:
 
     Raises:
         UserError: unknown or missing keys, an unknown kind, score, checkpoint or name of published
-            scores, or two entries that would share a cell.
+            scores, two budgets, or two entries that would share a cell.
     """
     where = f"suite {content.get('name')}"
     tasks = {
@@ -188,6 +194,8 @@ def parse_suite(content: Mapping[str, Any]) -> Suite:
         raise UserError(f"{where} has score {suite.score!r}; there is {', '.join(sorted(METRICS))}")
     if suite.checkpoint not in CHECKPOINTS:
         raise UserError(f"{where} has checkpoint {suite.checkpoint!r}; it is best or last")
+    if suite.seconds is not None and any(entry.env_steps for entry in entries):
+        raise UserError(f"{where} has seconds, so its entries cannot have env_steps")
     if suite.published and suite.published not in list_published():
         there = ", ".join(list_published())
         raise UserError(f"{where} has published {suite.published!r}; there is {there}")

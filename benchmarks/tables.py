@@ -209,6 +209,11 @@ def notes(summary: Summary) -> list[str]:
 
 
 def _score_note(summary: Summary) -> str:
+    if summary.suite and summary.suite.video:
+        return (
+            "A run's score is the share of dreamed frames in which the ball is within a pixel of "
+            "the truth, on fresh clips; `@k` is k steps ahead, 0 the last frame that the model saw."
+        )
     if summary.metric != RETURN:
         return f"A run's score is the {summary.score_name} on fresh clips."
     if summary.suite and summary.suite.checkpoint == "last":

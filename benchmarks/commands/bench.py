@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
         for cell in cells:
             state = "done" if cell.result(out).exists() else "to run"
             budget = f" for {cell.env_steps:,} env steps" if cell.env_steps else ""
+            budget = f" for {cell.seconds:,} seconds" if cell.seconds else budget
             print(f"{state:6}  {cell.name} on {cell.task}{budget}")
         print(f"{len(cells)} of {len(every)} cells, into {out}")
         return 0
