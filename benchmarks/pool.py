@@ -66,6 +66,8 @@ class Progress:
     @property
     def share(self) -> float:
         """Share of the budget that is done, 0 where unknown."""
+        if self.cell.seconds:
+            return min(1.0, self.seconds / self.cell.seconds)
         return min(1.0, self.env_steps / self.cell.env_steps) if self.cell.env_steps else 0.0
 
     @property

@@ -65,7 +65,7 @@ _TOGETHER = 50  # clips that are dreamed on at once
 _TIMED = 3
 _DRAWN = 4  # clips of the picture, each pixel `_ZOOM` wide
 _ZOOM = 2
-_DECODER_UPDATES, _DECODER_BATCH, _DECODER_EPISODES = 3000, 64, 500
+_DECODER_UPDATES, _DECODER_BATCH, _DECODER_EPISODES = 2000, 64, 500
 
 
 class Clips(NamedTuple):
@@ -263,7 +263,7 @@ class PixelDecoder(nn.Sequential):
         width: channels of the first map, halved with each doubling of the side.
     """
 
-    def __init__(self, latent: int, side: int, colours: int = 3, width: int = 128) -> None:
+    def __init__(self, latent: int, side: int, colours: int = 3, width: int = 64) -> None:
         doublings = (side // 4).bit_length() - 1
         if side != 4 << doublings or not doublings:
             raise UserError(

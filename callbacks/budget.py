@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 
 from callbacks.clock import TrainingClock
 from callbacks.counters import counters, counts_env_steps
 from datamodules.errors import UserError
+
+TIMERS = {"wall": time.monotonic, "processor": time.process_time}
 
 
 class Budget(pl.Callback):
@@ -21,8 +24,10 @@ class Budget(pl.Callback):
     Args:
         env_steps: frames the agent may cause.
         updates: optimizer steps.
-        seconds: of training by the clock, over all resumed parts, without what callbacks spend on
-            measuring. Schedules of learning rates do not know of it: they are counted in updates.
+        seconds: of training, over all resumed parts, without what callbacks spend on measuring.
+            Schedules of learning rates do not know of it: they are counted in updates.
+        clock: which seconds: of the clock on the "wall", or of the "processor" (all threads of
+            this process), which is fairer on a CPU that is shared with others.
     """
 
     def __init__(
@@ -30,16 +35,19 @@ class Budget(pl.Callback):
         env_steps: int | None = None,
         updates: int | None = None,
         seconds: float | None = None,
+        clock: Literal["wall", "processor"] = "wall",
     ) -> None:
         for name, value in (("env_steps", env_steps), ("updates", updates)):
             if value is not None and value < 1:
                 raise UserError(f"Budget: {name} is {value}, must be at least 1")
         if seconds is not None and seconds <= 0:
             raise UserError(f"Budget: seconds is {seconds}, must be positive")
+        if clock not in TIMERS:
+            raise UserError(f"Budget: clock is {clock!r}, must be one of {', '.join(TIMERS)}")
         self.env_steps = env_steps
         self.updates = updates
         self.seconds = seconds
-        self.clock = TrainingClock()
+        self.clock = TrainingClock(TIMERS[clock])
 
     def spent(self, pl_module: pl.LightningModule) -> bool:
         """Whether a budget is used up."""

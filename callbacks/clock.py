@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 # What clocks themselves log: no measuring took so long.
 OWN = frozenset({"time/updates_per_s", "time/wall_s"})
@@ -14,19 +14,23 @@ class TrainingClock:
 
     Attributes:
         trained: seconds up to the last look; a resumed run sets it to what it was.
+
+    Args:
+        timer: tells the time in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
+        self.timer = timer
         self.trained = 0.0
         self._at = 0.0
 
     def start(self) -> None:
         """Begins to count, or to count again."""
-        self._at = time.monotonic()
+        self._at = self.timer()
 
     def seconds(self) -> float:
         """What has been trained up to now."""
-        now = time.monotonic()
+        now = self.timer()
         if self._at:
             self.trained += now - self._at
             self._at = now

@@ -172,7 +172,7 @@ def test_a_decoder_learns_to_draw_latents():
     frames = F.one_hot(torch.arange(64), 64).mul(255).byte().view(64, 8, 8, 1)
     frames = frames.expand(-1, -1, -1, 3)
     model = Rotated()
-    decoder = fit_decoder(model, frames, updates=150)
+    decoder = fit_decoder(model, frames, updates=400)
     model.observe = model.imagine = None  # nothing is dreamed here
     latents = model.encode({"image": frames[:, None]})
     drawn = Decoded(model, decoder).decode({"latents": latents[:, :, None]})["image"]

@@ -37,6 +37,12 @@ def test_stops_after_seconds_of_training_and_goes_on_with_what_is_left(tmp_path)
     assert resumed(seconds=1e9, updates=model.updates + 1) == model.updates + 1
 
 
+def test_the_processors_seconds_stand_still_while_it_sleeps(tmp_path):
+    model = TinyModel(sleep=0.05)
+    trainer(tmp_path, Budget(updates=8, seconds=0.3, clock="processor")).fit(model, TinyData())
+    assert model.updates == 8
+
+
 def test_measuring_is_not_training():
     budget = Budget(seconds=10)
     budget.load_state_dict({"seconds": 9.0})
@@ -50,3 +56,5 @@ def test_bad_budget_is_refused():
         Budget(env_steps=0)
     with pytest.raises(UserError, match="seconds is 0"):
         Budget(seconds=0)
+    with pytest.raises(UserError, match="clock is 'sun'"):
+        Budget(seconds=1, clock="sun")

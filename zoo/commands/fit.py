@@ -181,7 +181,7 @@ def _finished(plan: Plan) -> str:
     checkpoint = read_checkpoint(plan.resume)
     counters = checkpoint.get("zoo", {}) | checkpoint.get("callbacks", {}).get("Budget", {})
     for name, wanted in configs.budget(plan.config).items():
-        if wanted is not None and counters.get(name, 0) >= wanted:
+        if wanted is not None and name in counters and counters[name] >= wanted:
             return f"{counters[name]:.0f} {name.replace('_', ' ')}"
     return ""
 
