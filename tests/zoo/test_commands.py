@@ -78,7 +78,8 @@ def _config(run: Path) -> dict:
 
 def _budget(run: Path) -> dict:
     callbacks = _config(run)["trainer"]["callbacks"]
-    return next(c["init_args"] for c in callbacks if c["class_path"].endswith(".Budget"))
+    budget = next(c["init_args"] for c in callbacks if c["class_path"].endswith(".Budget"))
+    return {name: value for name, value in budget.items() if name != "clock"}
 
 
 def _metrics(run: Path) -> list[tuple[str, ...]]:
