@@ -8,24 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from zoo.play.curves import COLOURS, CURVES
+
 FILTERED = (70, 160, 90)  # border while the model still sees reality
 DREAMED = (210, 70, 60)  # border once it dreams
 ENDED = 40  # grey level where the episode is over
 BORDER = 2
 PLOT_SIZE = (96, 192)
 MIN_HEIGHT = 96
-MAX_CURVES = 8
 SPREAD = 3.0  # curves are drawn within so many standard deviations of the real ones
-PALETTE = (
-    (66, 133, 244),
-    (244, 160, 0),
-    (15, 157, 88),
-    (219, 68, 55),
-    (171, 71, 188),
-    (0, 172, 193),
-    (158, 157, 36),
-    (120, 120, 120),
-)
 PANEL_SIZE = (240, 340)
 INK, GRID = (60, 60, 60), (225, 225, 225)
 
@@ -113,7 +104,7 @@ def _line_panel(panel: Panel) -> np.ndarray:
         draw.text((left + k / steps * (right - left) - 4, lower + 3), str(k), fill=INK)
     legend = left
     for i, (label, line) in enumerate(panel.lines.items()):
-        colour = PALETTE[i % len(PALETTE)]
+        colour = COLOURS[i % len(COLOURS)]
         share = np.nan_to_num(line / top, nan=1.0, posinf=1.0).clip(0, 1)
         x = left + np.arange(1, len(line) + 1) / steps * (right - left)
         y = lower + share * (upper - lower)
@@ -140,8 +131,8 @@ def _plots(
 ) -> list[np.ndarray]:
     """Three rows of plots (B, T, h, w, 3): real curves, dreamed curves, their differences."""
     batch, time = truth.shape[:2]
-    truth = truth.reshape(batch, time, -1)[..., :MAX_CURVES]
-    dream = dream.reshape(batch, time, -1)[..., :MAX_CURVES]
+    truth = truth.reshape(batch, time, -1)[..., :CURVES]
+    dream = dream.reshape(batch, time, -1)[..., :CURVES]
     valid = truth[np.arange(time) < length[:, None]]
     mean, std = valid.mean(0), valid.std(0).clip(min=1e-3)
     truth, dream = (truth - mean) / std, (dream - mean) / std
@@ -164,7 +155,7 @@ def _plot(curves: np.ndarray, length: int, context: int) -> np.ndarray:
     frames = []
     for t in range(time):
         if t < length:
-            for curve, colour in zip(y.T, PALETTE, strict=False):
+            for curve, colour in zip(y.T, COLOURS, strict=False):
                 before = max(t - 1, 0)
                 draw.line([(x[before], curve[before]), (x[t], curve[t])], fill=colour, width=2)
                 draw.point((x[t], curve[t]), fill=colour)
