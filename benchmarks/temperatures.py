@@ -19,7 +19,7 @@ from torch import Tensor
 from datamodules.errors import UserError
 from zoo.evaluate import MakeEnv, evaluate
 from zoo.runs import Run, load
-from zoo.world_models.dreams import Dreamer, LinearMembers, dream
+from zoo.world_models.dreams import LinearMembers, dream
 from zoo.world_models.evolution import Evolution
 from zoo.world_models.module import WorldModels
 
@@ -60,14 +60,10 @@ def sweep(
     starts = first_codes(model, make_env, seed)
 
     def scored(members: Tensor, temperature: float, dreams: int) -> Tensor:
-        linear = LinearMembers(
-            model.controller.population(members),
-            model.actions,
-            lambda state: torch.cat([state[key] for key in model.feature_keys], -1),
-        )
+        population = model.controller.population(members)
+        linear = LinearMembers(population, model.actions, model.features)
         start = starts[torch.randint(len(starts), (dreams,))]
-        dreamer = Dreamer(model.memory, temperature, model.done_threshold)
-        return dream(dreamer, linear, len(members), start, model.horizon).reward
+        return dream(model.dreamer(temperature), linear, len(members), start, model.horizon).reward
 
     for temperature in temperatures:
         torch.manual_seed(seed)

@@ -171,7 +171,9 @@ def _apply(config: configs.Config, options: argparse.Namespace, directory: Path,
     ):
         raise UserError("recorded data has no env steps: say how long to train by --updates N")
     if unlimited and not any(limits):
-        raise UserError("nothing says how long to train: add --env-steps N or --updates N")
+        raise UserError(
+            "nothing says how long to train: add --env-steps N, --updates N or --seconds S"
+        )
 
 
 def _finished(plan: Plan) -> str:

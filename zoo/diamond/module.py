@@ -383,6 +383,13 @@ class Diamond(
             action = add_noise(action, self.exploration, self.spec.action)
         return self.codec.decode(action), {"agent_h": memory.h, "agent_c": memory.c}
 
+    @torch.no_grad()
+    def value(self, state: State) -> Tensor:
+        """The critic's estimate (N,) of the return from states {key: (N, ...)} on."""
+        memory = Memory(state["agent_h"], state["agent_c"])
+        out: Tensor = self.actor_critic(latest(state), memory)[1]
+        return out
+
     # Dreaming
 
     @torch.no_grad()

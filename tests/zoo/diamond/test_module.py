@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from datamodules.spec import ActionSpec, ArraySpec, Spec
@@ -212,6 +212,20 @@ def test_acting_and_burning_in_are_the_same(model: Diamond, batch: dict[str, Any
         torch.testing.assert_close(memory["agent_h"], state["agent_h"][:, t])
         obs = {"image": batch["obs"]["image"][:, t]}
         _, memory = model.act(obs, memory, explore=False)
+
+
+def test_the_value_is_of_the_newest_frame_after_what_the_agent_remembers(
+    model: Diamond, batch: dict[str, Any]
+) -> None:
+    for parameter in model.actor_critic.parameters():  # the critic's output starts at 0
+        nn.init.normal_(parameter, std=0.1)
+    state = {key: value[:, -1] for key, value in model.observe(batch).items()}
+    memory = Memory(state["agent_h"], state["agent_c"])
+    newest = to_float(batch["obs"]["image"][:, -1])
+    wanted = model.actor_critic(newest, memory)[1]
+    assert wanted.abs().min() > 0
+    torch.testing.assert_close(model.value(state), wanted)
+    assert not torch.allclose(model.value({**state, "agent_h": state["agent_h"] + 1}), wanted)
 
 
 def test_a_dreamed_step(model: Diamond, batch: dict[str, Any]) -> None:
