@@ -333,7 +333,7 @@ class TestFit:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ([], "add --env-steps N or --updates N"),
+            ([], "add --env-steps N, --updates N or --seconds S"),
             (["--env-steps", "5"], "recorded data has no env steps"),
             (["--updates", "5", "--env", "Acrobot-v1"], "the environment Acrobot-v1 has"),
         ],
