@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -92,10 +94,7 @@ class Controllability(EveryEnvSteps):
 
     def lacks(self, data: Any) -> str:
         """An environment, if none is named here and nothing is held out."""
-        if self.env is not None or hasattr(data, "make_env"):
-            return ""
-        held_out = len(getattr(data, "val_episodes", []))
-        return "" if held_out else "held-out episodes (`validation`) or an environment (`env`)"
+        return lacks_clips(data, self.env)
 
     def measure(self, trainer: Any, model: Any, seed: np.random.SeedSequence) -> dict[str, float]:
         """The metrics of the class's description, and `time/controllability_s`."""
@@ -107,26 +106,59 @@ class Controllability(EveryEnvSteps):
         return {**named, "time/controllability_s": time.perf_counter() - started}
 
     def _gather(self, data: Any, model: Any) -> Steps:
-        (key,), length = model.spec.images, self.context + self.horizon
-        make = getattr(data, "make_env", None)
-        if self.env is not None:
-            make = partial(make_env, self.env, size=getattr(data, "size", None))
-        if make is not None:
-            with closing(make()) as env:
-                _, info = env.reset(seed=0)
-            known = EFFECTIVE if EFFECTIVE in info else None
-            truth = record_truth(make, known, self.clips, length, self.seed, hold=1)
-            effective = truth.value[:, 1:, 0].long() if known else None
-            return Steps(truth.obs[key], _discrete(truth.action), effective)
-        batch, steps, _ = data.validation_episodes(self.clips, length - 1)
-        whole = steps == length
-        if not whole.any():
-            raise UserError(
-                f"Controllability: none of the held-out episodes has {length} frames, which are "
-                "context and horizon: choose shorter ones"
-            )
-        action = batch["action"][whole, :-1] if "action" in batch else None
-        return Steps(batch["obs"][key][whole], _discrete(action), None)
+        length = self.context + self.horizon
+        return gather_steps(data, model, self.env, self.clips, length, self.seed)
+
+
+def lacks_clips(data: Any, env: str | None) -> str:
+    """What the datamodule lacks to give `gather_steps` clips, or nothing."""
+    if env is not None or hasattr(data, "make_env"):
+        return ""
+    held_out = len(getattr(data, "val_episodes", []))
+    return "" if held_out else "held-out episodes (`validation`) or an environment (`env`)"
+
+
+def env_maker(data: Any, env: str | None) -> Callable[[], gym.Env] | None:
+    """Builds the environment of this name, with images of the data's size, or the data's own."""
+    if env is not None:
+        return partial(make_env, env, size=getattr(data, "size", None))
+    made: Callable[[], gym.Env] | None = getattr(data, "make_env", None)
+    return made
+
+
+def gather_steps(
+    data: Any, model: Any, env: str | None, clips: int, length: int, seed: int
+) -> Steps:
+    """Clips of `length` frames: played with random actions in an environment, or else held out.
+
+    Args:
+        data: the datamodule, see `lacks_clips`.
+        model: whose one image the clips show.
+        env: by default the data's own.
+        clips: how many; fewer, if not so many are held out.
+        length: T.
+        seed: of the environment and the actions.
+
+    Raises:
+        UserError: none of the held-out episodes is so long.
+    """
+    (key,), make = model.spec.images, env_maker(data, env)
+    if make is not None:
+        with closing(make()) as made:
+            _, info = made.reset(seed=0)
+        known = EFFECTIVE if EFFECTIVE in info else None
+        truth = record_truth(make, known, clips, length, seed, hold=1)
+        effective = truth.value[:, 1:, 0].long() if known else None
+        return Steps(truth.obs[key], _discrete(truth.action), effective)
+    batch, steps, _ = data.validation_episodes(clips, length - 1)
+    whole = steps == length
+    if not whole.any():
+        raise UserError(
+            f"none of the held-out episodes has {length} frames, which are context and horizon: "
+            "choose shorter ones"
+        )
+    action = batch["action"][whole, :-1] if "action" in batch else None
+    return Steps(batch["obs"][key][whole], _discrete(action), None)
 
 
 def measure(model: Any, steps: Steps, horizon: int) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """How good a world of latent actions is: pictures, codes, and what actions have in common.
 
-All need no weights but those of the model. Frechet video distance is not here: its feature network
-is a download.
+All need no weights but those of the model. Frechet video distance, whose feature network the user
+supplies, is in `frechet.py`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from callback_standins import TinyData, TinyModel, rows, trainer
+from callback_standins import Knows, SpritesData, TinyData, TinyModel, rows, trainer
 from PIL import Image
 
 from callbacks.action_grid import ActionGrid, unroll
@@ -14,54 +14,8 @@ from callbacks.budget import Budget
 from callbacks.controllability import Controllability, Steps, measure
 from callbacks.controls import code_use, delta_t_psnr, mutual_information, psnr, purity, ssim
 from callbacks.pictures import BORDER, MIN_HEIGHT, grid_frames
-from datamodules.envs.factory import make_env
-from datamodules.envs.sprites import MOVES, move_agent, render_sprites
+from datamodules.envs.sprites import MOVES
 from datamodules.errors import UserError
-from datamodules.spec import ArraySpec, Spec
-from zoo.base import Imagined
-
-SPRITES = Spec({"image": ArraySpec((32, 32, 3), "uint8")})
-
-
-class Knows(TinyModel):
-    """Sees where the one sprite is, and calls the move that was made by the next number."""
-
-    needs_actions = False
-    num_latent_actions = 5
-
-    def __init__(self):
-        super().__init__(SPRITES)
-
-    def infer_actions(self, video):
-        place = self.observe({"obs": {"image": video}})["place"]
-        moves = torch.from_numpy(np.sign(MOVES)).float()
-        near = (place.diff(dim=1).sign()[:, :, None] - moves).abs().sum(-1)
-        return (near.argmin(-1) + 1) % 5
-
-    def observe(self, batch):
-        lit = (batch["obs"]["image"][..., 0] > 0).float()
-        axis = torch.arange(32.0)
-        count = lit.sum((-2, -1))
-        x, y = (lit.sum(-2) * axis).sum(-1) / count, (lit.sum(-1) * axis).sum(-1) / count
-        return {"place": torch.stack([x, y], -1)}
-
-    def imagine(self, state, actions, horizon):
-        place, places = state["place"].numpy(), []
-        for step in range(horizon):
-            place, _ = move_agent(place, (actions[:, step].numpy() - 1) % 5)
-            places.append(torch.from_numpy(place).float())
-        flat = torch.zeros(len(place), horizon)
-        return Imagined(flat, flat + 1, {"place": torch.stack(places, 1)}, actions)
-
-    def decode(self, state):
-        none = np.zeros((*state["place"].shape[:-1], 0, 2))
-        return {"image": torch.from_numpy(render_sprites(state["place"].numpy(), none)) / 255}
-
-
-class SpritesData(TinyData):
-    def __init__(self):
-        super().__init__()
-        self.make_env = partial(make_env, "zoo/Sprites-v0", distractors=0)
 
 
 def test_psnr_and_ssim():
