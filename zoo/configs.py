@@ -113,8 +113,10 @@ def _defaults(card: registry.ModelCard | None) -> Config:
         # Dreams of latent actions cannot be compared with what real ones did.
         finds = "LatentActions" in card.can
         dreams = "Imaginer" in card.can and not finds
+        # Video alone has no environment: who names one names `Evaluation`, too.
+        plays = "Policy" in card.can and card.data != ("video",)
         useless = () if finds else CONTROLS
-        useless += (() if dreams else DREAMS) + (() if "Policy" in card.can else PLAYS)
+        useless += (() if dreams else DREAMS) + (() if plays else PLAYS)
     callbacks = config["trainer"]["callbacks"]
     config["trainer"]["callbacks"] = [c for c in callbacks if c["class_path"] not in useless]
     return config

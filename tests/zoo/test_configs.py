@@ -59,7 +59,7 @@ def test_presets_are_complete_settings(name: str) -> None:
     dreams = "Imaginer" in can and "LatentActions" not in can
     for wanted, useless in (
         (dreams, configs.DREAMS),
-        ("Policy" in can, configs.PLAYS),
+        ("Policy" in can and registry.card(name).data != ("video",), configs.PLAYS),
         ("LatentActions" in can, configs.CONTROLS),
     ):
         if not wanted:
@@ -75,6 +75,18 @@ def test_a_file_of_a_model_that_does_not_dream_has_no_callbacks_of_dreams(tmp_pa
         path.write_text(yaml.safe_dump({"model": {"class_path": class_path}}))
         found = set(configs.DREAMS) & set(_callbacks(configs.compose(str(path))))
         assert bool(found) == dreams
+
+
+def test_models_of_video_alone_are_evaluated_where_that_is_asked_for(tmp_path: Path) -> None:
+    (evaluation,) = configs.PLAYS
+    assert evaluation not in _callbacks(configs.compose("genie/sprites"))
+    assert evaluation not in _callbacks(configs.compose("genie", source="videos"))
+    assert evaluation in _callbacks(configs.compose("decision-transformer", source="data"))
+    asked = registry.preset_config("genie/sprites")
+    asked["trainer"]["callbacks"].append({"class_path": evaluation})
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(asked))
+    assert evaluation in _callbacks(configs.compose(str(path)))
 
 
 def test_recorded_data_is_read_as_the_model_wants_it() -> None:
