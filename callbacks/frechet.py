@@ -109,17 +109,20 @@ class FrechetVideoDistance(EveryEnvSteps):
         """An environment, if none is named here and nothing is held out."""
         return lacks_clips(data, self.env)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses too few held-out clips now, for the first measurement may be hours away."""
+        data: Any = getattr(trainer, "datamodule", None)
+        held_out = len(getattr(data, "val_episodes", []))
+        if held_out and env_maker(data, self.env) is None:
+            self._require(held_out)
+        super().on_train_start(trainer, pl_module)
+
     def measure(self, trainer: Any, model: Any, seed: np.random.SeedSequence) -> dict[str, float]:
         """`eval/fvd` and `time/fvd_s`."""
         started = time.perf_counter()
         (key,), batch = model.spec.images, self._gather(trainer.datamodule, model, seed)
         found = len(batch["obs"][key])
-        if found < self.clips:
-            raise UserError(
-                f"FrechetVideoDistance: there are {found} clips of {self.context + self.horizon} "
-                f"frames (context and horizon), and clips is {self.clips}: ask for fewer, or "
-                "shorter ones, hold out more (`validation`), or name an environment (`env`)"
-            )
+        self._require(found)
         real, made = [], []
         for rows in torch.arange(found).split(_DREAMED):
             part = _rows(batch, rows, model.device)
@@ -127,6 +130,14 @@ class FrechetVideoDistance(EveryEnvSteps):
             made.append(self._features(dream(model, part, self.context).float()))
         distance = frechet_distance(torch.cat(real), torch.cat(made))
         return {"eval/fvd": distance, "time/fvd_s": time.perf_counter() - started}
+
+    def _require(self, found: int) -> None:
+        if found < self.clips:
+            raise UserError(
+                f"FrechetVideoDistance: there are {found} clips of {self.context + self.horizon} "
+                f"frames (context and horizon), and clips is {self.clips}: ask for fewer, or "
+                "shorter ones, hold out more (`validation`), or name an environment (`env`)"
+            )
 
     def _gather(self, data: Any, model: Any, seed: np.random.SeedSequence) -> dict[str, Any]:
         """Clips (N, context + horizon, ...) as a batch."""

@@ -139,9 +139,9 @@ def test_mistaken_files_are_named(tmp_path, weights):
         fit(callback(other, arguments={}))
 
 
-def test_too_few_clips_are_refused(weights):
+def test_too_few_clips_are_refused(tmp_path, weights):
     class HeldOut(TinyData):
-        val_episodes = (0, 1)
+        val_episodes = (0, 1, 2)
 
         def validation_episodes(self, count, max_steps):
             video = torch.zeros(3, 7, 32, 32, 3, dtype=torch.uint8)
@@ -153,6 +153,8 @@ def test_too_few_clips_are_refused(weights):
     assert metric.lacks(data) == ""
     with pytest.raises(UserError, match=r"there are 2 clips of 7 frames .* clips is 3"):
         metric.measure(type("Trainer", (), {"datamodule": data}), Knows(), None)
+    with pytest.raises(UserError, match=r"there are 3 clips of 7 frames .* clips is 4"):
+        trainer(tmp_path, callback(weights, clips=4), Budget(updates=1)).fit(Knows(), data)
     with pytest.raises(UserError, match="clips is 1, must be at least 2"):
         callback(weights, clips=1)
 
