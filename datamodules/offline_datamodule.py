@@ -8,8 +8,8 @@ What a batch looks like is the model's choice (`replay_sampling`). "windows" and
 of `EnvDataModule`, (B, T, ...) with T = context + sequence_length. "contexts" are for models of
 returns-to-go, (B, K, ...) with K = sequence_length: `obs`, `action`, `reward` (of arriving, as
 everywhere), `return_to_go` (B, K) float32, `timestep` (B, K) int64 and `mask` (B, K) bool. A
-context is K consecutive steps with an action of one episode; it ends at a step drawn uniformly over
-all such steps, and is padded with zeros on the left where the episode is younger.
+context is up to K consecutive steps with an action of one episode, padded with zeros on the left;
+it may lie across the ends of the episode, so that each step comes equally often.
 `return_to_go[t]` is the undiscounted sum of what action t and all later ones of the episode earn.
 """
 

@@ -26,8 +26,9 @@ class Sequences:
 
     - windows: T consecutive steps from anywhere in the stream; they may cross episodes.
     - pieces: stretches of episodes that go on from batch to batch (see `PieceSampler`).
-    - contexts: T consecutive steps with an action of one episode, that end at a step drawn
-      uniformly from all of these; padded on the left with zeros where the episode is younger.
+    - contexts: up to T consecutive steps with an action of one episode, padded with zeros on the
+      left. They lie anywhere, also across the ends of the episode, which cut them, so that each
+      step comes equally often: it is in T of them.
 
     Args:
         episodes: the data.
@@ -110,8 +111,8 @@ class Sequences:
             `latents/<key>`; for contexts see `contexts`.
         """
         if self.sampling == "contexts":
-            drawn = self._rng.integers(len(self._acting), size=batch_size)
-            return self.contexts(self._acting[drawn], observations)
+            drawn = self._rng.integers(self._windows[-1], size=batch_size)
+            return self.contexts(*self._window(drawn), observations)
         begins = None
         if self.sampling == "windows":
             starts = self._rng.integers(self.num_steps - self.length + 1, size=batch_size)
@@ -125,9 +126,17 @@ class Sequences:
         return batch
 
     def contexts(
-        self, ends: np.ndarray, observations: tuple[str, ...] | None = None
+        self,
+        ends: np.ndarray,
+        steps: np.ndarray | int | None = None,
+        observations: tuple[str, ...] | None = None,
     ) -> dict[str, np.ndarray]:
         """Contexts that end at positions (B,), which have an action.
+
+        Args:
+            ends: see above.
+            steps: how many steps (B,) they have at most, up to T; by default T.
+            observations: only these of the observations; by default all.
 
         Returns:
             Arrays (B, T, ...): `obs/<key>`, `action`, `reward`, `return_to_go` (float32, the
@@ -135,7 +144,8 @@ class Sequences:
             (int64, from 0 at the first step of the episode) and `mask` (bool, False where padded).
         """
         back = np.arange(1 - self.length, 1)
-        mask = self._timestep[ends][:, None] + back >= 0
+        most = np.minimum(self._timestep[ends] + 1, self.length if steps is None else steps)
+        mask = back > -most[:, None]
         positions = np.where(mask, ends[:, None] + back, ends[:, None])
         keys = [key for key in self._arrays if not key.startswith("is_")]
         batch = self._gather(positions, observations, keys)
@@ -237,12 +247,27 @@ class Sequences:
         begin = np.repeat(self.starts[:-1], lengths)
         self._timestep = np.arange(self.num_steps) - begin
         last = np.repeat(self.starts[1:] - 1, lengths)
-        self._acting = np.flatnonzero(np.arange(self.num_steps) < last)
+        # Where windows of T steps begin that have a step of an episode: T - 1 before it up to its
+        # last step with an action.
+        acting = lengths - 1
+        self._windows = np.cumsum(np.where(acting > 0, acting + self.length - 1, 0))
         reward = self._arrays["reward"]
         reward = reward[: self.num_steps] if self._rows is None else reward[self._rows]
         # In float64, for the sums run over all episodes.
         earned = np.cumsum(reward, dtype=np.float64)
         self._return_to_go = (earned[last] - earned).astype(np.float32)
+
+    def _window(self, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Last positions (B,) of windows, and how many steps (B,) they have until there.
+
+        Args:
+            number: (B,) below the number of all windows.
+        """
+        episode = np.searchsorted(self._windows, number, "right")
+        left = self._windows[episode] - 1 - number  # windows of the episode that begin later
+        last = self.starts[episode + 1] - 2
+        steps = np.minimum(left + 1, self.length)
+        return last - left - 1 + steps, steps
 
     def _draw_pieces(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions (B, T), and where a piece begins (B, T) bool."""

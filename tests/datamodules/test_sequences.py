@@ -84,18 +84,27 @@ def test_the_types_of_contexts() -> None:
     assert (np.diff(batch["mask"].astype(int), axis=1) >= 0).all(), "padding is on the left"
 
 
-def test_contexts_end_at_every_step_with_an_action_equally_often() -> None:
+@pytest.mark.parametrize("length", [1, 2, 5, 30])
+def test_contexts_have_every_step_with_an_action_equally_often(length: int) -> None:
     loaded = episodes()
-    sequences = Sequences(loaded, range(4), 2, 0, "contexts")
-    draws = 40_000
+    sequences = Sequences(loaded, range(4), length, 0, "contexts")
+    draws = 20_000
     batch = sequences.sample(draws)
-    # Row i has reward i, but for first rows: those are found by their observation.
-    vector = batch["obs/vector"][:, -1, 0]
-    rows, counts = np.unique(vector, return_counts=True)
+    assert batch["mask"][:, -1].all()
+    steps, counts = np.unique(batch["obs/vector"][batch["mask"]][:, 0], return_counts=True)
     acting = ~loaded.arrays["is_last"]
-    assert sorted(rows) == sorted(loaded.arrays["obs/vector"][acting, 0])
-    expected = draws / acting.sum()
+    assert sorted(steps) == sorted(loaded.arrays["obs/vector"][acting, 0])
+    windows = acting.sum() + 4 * (length - 1)
+    expected = draws * length / windows
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_contexts_are_cut_at_both_ends_of_an_episode() -> None:
+    sequences = Sequences(episodes((3,)), [0], 2, 0, "contexts")
+    batch = sequences.sample(400)
+    found = {tuple(t[m]) for t, m in zip(batch["timestep"], batch["mask"], strict=True)}
+    assert found == {(0,), (0, 1), (1, 2), (2,)}
+    assert (batch["timestep"][~batch["mask"]] == 0).all()
 
 
 def test_a_long_sum_keeps_returns_to_go_exact() -> None:

@@ -190,10 +190,12 @@ class CausalTransformer(nn.Module):
         flat, (count, layers, places) = cache.flatten(0, 2), cache.shape[:3]
         first = torch.arange(0, count * layers * places, layers * places, device=x.device)
         rows = (first[:, None] + slots).flatten()
-        seen = torch.arange(places, device=x.device) <= slots[:, None, :, None]
+        filled = int(slots.max()) + 1  # nobody sees more
+        seen = torch.arange(filled, device=x.device) <= slots[:, None, :, None]
         for layer, (block, positions) in enumerate(self._with_positions(read)):
+            memory = cache[:, layer, :filled]
             x = block.extend(
-                x, flat, rows + layer * places, cache[:, layer], seen[:, :, positions], positions
+                x, flat, rows + layer * places, memory, seen[:, :, positions], positions
             )
         return self.norm(x), cache
 
