@@ -247,8 +247,8 @@ class Sequences:
         begin = np.repeat(self.starts[:-1], lengths)
         self._timestep = np.arange(self.num_steps) - begin
         last = np.repeat(self.starts[1:] - 1, lengths)
-        # Where windows of T steps begin that have a step of an episode: T - 1 before it up to its
-        # last step with an action.
+        # How many windows of T steps there are up to the end of each episode, which has one from
+        # each step, T - 1 before it to its last with an action.
         acting = lengths - 1
         self._windows = np.cumsum(np.where(acting > 0, acting + self.length - 1, 0))
         reward = self._arrays["reward"]
