@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nets.dropout import dropout
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 INIT_STD = 0.02
 
@@ -104,14 +106,31 @@ class Block(nn.Module):
         value = memory[..., size:].view(batch, -1, *places).transpose(1, 2)
         if rotation is not None:
             query, key = rotate(query, rotation[:, None, read]), rotate(key, rotation[:, None])
-        dropout = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(query, key, value, mask, dropout)
+        seen = attention(query, key, value, mask, self.dropout if self.training else 0.0)
         x = x + self._drop(self.project(seen.transpose(1, 2).reshape(batch, -1, size)))
         hidden = self.activation(self.up(self.mlp_norm(x)))
         return x + self._drop(self.down(hidden))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training else x
+        return dropout(x, self.dropout, self.training)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, chance: float
+) -> Tensor:
+    """Softmax(query key' / sqrt(F) + mask) value, of (B, heads, R, F) and (B, heads, T, F).
+
+    Args:
+        query, key, value: R queries, T keys and values.
+        mask: (..., R, T), added to the logits; boolean only if `chance` is 0. None: all see all.
+        chance: of a weight to be dropped.
+    """
+    if chance == 0 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, mask, chance)
+    # What the line above does on a CPU, too, with our dropout.
+    logits = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+    weights = torch.softmax(logits if mask is None else logits + mask, -1)
+    return dropout(weights, chance) @ value
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -159,7 +178,7 @@ class CausalTransformer(nn.Module):
             mask: (..., T, T), added to the attention's logits; see `causal_mask`.
             read: the positions that are needed.
         """
-        x = F.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         for block, positions in self._with_positions(read):
             x = block(x, mask, positions)
         out: Tensor = self.norm(x)
