@@ -28,6 +28,7 @@ GOAL_KEY = "goal"
 WALLS = ("fixed", "random")
 DOT_STD = 1.3  # pixels
 MARGIN = 1.0  # pixels between a start or goal and the walls beside it
+NEAR_DOOR = 3  # steps along each axis that count as near the middle of a door
 _GAP = 1e-3  # pixels that a stopped dot keeps from the wall, so that rounding cannot put it inside
 
 
@@ -104,6 +105,15 @@ def sample_tasks(
     right = rng.random(count) < 0.5
     start = sample_positions(rng, walls, right, size)
     return Tasks(walls, start, sample_positions(rng, walls, ~right, size), size)
+
+
+def sample_near_doors(rng: np.random.Generator, walls: np.ndarray, size: int = 33) -> np.ndarray:
+    """Uniform free positions (N, 2) within `NEAR_DOOR` steps of the doors of walls (N, 2)."""
+    reach = NEAR_DOOR * ROOMS[size].step
+    found = walls + rng.uniform(-reach, reach, walls.shape)
+    while not (free := is_free(found, walls, size)).all():
+        found = np.where(free[:, None], found, walls + rng.uniform(-reach, reach, walls.shape))
+    return found
 
 
 def is_free(positions: np.ndarray, walls: np.ndarray, size: int = 33) -> np.ndarray:
@@ -204,9 +214,13 @@ class TwoRooms(gym.Env):
         wall: "fixed", or "random": another wall and door in each episode.
         goal_in_obs: make the observation a dict of `image` and `goal`, both (S, S, 2).
         max_steps: after which an episode is truncated; by default 100 at 33 pixels, 200 at 65.
+        door_starts: share of the episodes that begin near the door instead of anywhere in a room:
+            for collecting, where a random walk hardly ever finds it. (At EB-JEPA 35% of the
+            trajectories go through the door.)
 
     Raises:
-        UserError: another size or wall, or (at `reset`) a start or goal inside of a wall.
+        UserError: another size or wall, a share outside of [0, 1], or (at `reset`) a start or goal
+            inside of a wall.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
@@ -218,6 +232,7 @@ class TwoRooms(gym.Env):
         wall: Literal["fixed", "random"] = "fixed",
         goal_in_obs: bool = False,
         max_steps: int | None = None,
+        door_starts: float = 0.0,
     ) -> None:
         if size not in ROOMS:
             raise UserError(f"size={size} of TwoRooms must be one of {sorted(ROOMS)}")
@@ -225,7 +240,10 @@ class TwoRooms(gym.Env):
             raise UserError(f"wall='{wall}' of TwoRooms must be fixed or random")
         if max_steps is not None and max_steps < 1:
             raise UserError(f"max_steps={max_steps} of TwoRooms must be at least 1")
+        if not 0 <= door_starts <= 1:
+            raise UserError(f"door_starts={door_starts} of TwoRooms must be a share from 0 to 1")
         self.size, self.wall, self.goal_in_obs = size, wall, goal_in_obs
+        self.door_starts = door_starts
         self.max_steps = max_steps or ROOMS[size].max_steps
         image = Box(0, 255, (size, size, 2), np.uint8)
         self.observation_space = Dict({IMAGE_KEY: image, GOAL_KEY: image}) if goal_in_obs else image
@@ -243,6 +261,8 @@ class TwoRooms(gym.Env):
             start = sample_positions(self.np_random, walls, right, self.size)
             goal = sample_positions(self.np_random, walls, ~right, self.size)
             task = Tasks(walls, start, goal, self.size)
+        if self.door_starts and self.np_random.random() < self.door_starts:
+            task = task._replace(start=sample_near_doors(self.np_random, task.wall, self.size))
         self.walls = task.wall[0]
         self.position = self._place("start", given.get("start", task.start[0]))
         self.goal_position = self._place("goal", given.get("goal", task.goal[0]))

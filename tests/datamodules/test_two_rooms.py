@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from datamodules.envs import two_rooms, two_rooms_policies
 from datamodules.envs.factory import make_env
 from datamodules.envs.two_rooms import (
+    NEAR_DOOR,
     ROOMS,
     TwoRooms,
     is_free,
     move,
     render_positions,
+    sample_near_doors,
     sample_tasks,
     sample_walls,
 )
@@ -213,6 +215,22 @@ def test_what_an_episode_begins_with_can_be_given() -> None:
         env.reset(options={"goal": (0, 5)})
 
 
+@pytest.mark.parametrize("size", [33, 65])
+def test_episodes_may_begin_near_the_door(size: int) -> None:
+    rng = np.random.default_rng(0)
+    walls = sample_walls(rng, 500, "random", size)
+    found = sample_near_doors(rng, walls, size)
+    assert is_free(found, walls, size).all()
+    assert np.abs(found - walls).max() <= NEAR_DOOR * ROOMS[size].step
+    env, near = TwoRooms(size, wall="random", door_starts=0.5), 0
+    for seed in range(200):
+        info = env.reset(seed=seed)[1]
+        near += np.abs(info["position"] - info["wall"]).max() <= NEAR_DOOR * ROOMS[size].step
+    assert 90 <= near <= 150  # half of them, and some others by chance
+    one, other = (TwoRooms(size, **o).reset(seed=1)[1] for o in ({}, {"door_starts": 0.0}))
+    assert one["position"].tolist() == other["position"].tolist()
+
+
 def test_it_is_an_environment_of_the_factory() -> None:
     env = make_env("zoo/TwoRooms-v0", size=65, wall="random", goal_in_obs=True)
     spec = Spec.from_spaces(env.observation_space, env.action_space)
@@ -226,6 +244,7 @@ def test_it_is_an_environment_of_the_factory() -> None:
     for options, message in (
         ({"wall": "none"}, "must be fixed or random"),
         ({"max_steps": 0}, "at least 1"),
+        ({"door_starts": 1.5}, "door_starts=1.5 of TwoRooms must be a share from 0 to 1"),
     ):
         with pytest.raises(UserError, match=message):
             make_env("zoo/TwoRooms-v0", **options)
