@@ -151,7 +151,7 @@ class Episodes:
         starts = np.array(index["starts"], np.int64)
         if any(len(array) != starts[-1] for array in arrays.values()):
             return None
-        return cls(name, arrays, starts, [])
+        return cls(name, arrays, starts, list(index.get("notes", [])))
 
 
 def _mapped_in(folder: Path) -> Callable[[str, tuple[int, ...], str], np.ndarray]:

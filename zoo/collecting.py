@@ -28,7 +28,7 @@ from datamodules.sources.writing import append_episode, chunk_steps, store_attri
 from datamodules.spec import Spec
 from datamodules.store import EpisodeStore
 from datamodules.workers import EnvPool
-from zoo.base import Policy, State
+from zoo.base import Policy, ReturnConditioned, State
 from zoo.runs import load
 from zoo.sb3_policy import Sb3Policy
 
@@ -93,6 +93,7 @@ def collect(
     workers: Literal["sync", "async"] = "sync",
     resume: bool = False,
     tick: Tick | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Records into a store.
 
@@ -107,6 +108,8 @@ def collect(
         workers: "sync" or "async", see `EnvPool`.
         resume: go on with a collection; the amount may be larger than it was.
         tick: called after each step of the environments.
+        options: what else the environment was built with, plain data: noted in the store, so that
+            nobody goes on with others.
 
     Raises:
         UserError: a policy that does not fit, or another collection at this path.
@@ -114,6 +117,7 @@ def collect(
     if num_envs < 1:
         raise UserError(f"--num-envs {num_envs}: at least 1")
     settings = {"seed": seed, "parts": [[p.policy, p.epsilon, p.greedy] for p in parts]}
+    settings |= {"options": dict(options or {})}
     with EnvPool([make_env] * num_envs, workers=workers) as pool:
         actors = [_actor(part, pool.spec, seed, stream) for stream, part in enumerate(parts)]
         attributes = store_attributes(
@@ -207,6 +211,8 @@ class _Acting:
     def __init__(self, actor: Actor, part: Part, spec: Spec, rng: np.random.Generator) -> None:
         self.rng = rng
         self._actor, self._part, self._spec = actor, part, spec
+        if isinstance(actor, ReturnConditioned):
+            self.rewarded = actor.rewarded
 
     def initial_state(self, batch_size: int) -> State:
         """The policy's."""
@@ -266,8 +272,9 @@ def _open(path: Path, spec: Spec, attributes: dict[str, Any], resume: bool) -> E
 
 def _told(attributes: Mapping[str, Any]) -> str:
     policies = ", ".join(attributes.get("policies", ["somebody"]))
-    seed = attributes.get("collect", {}).get("seed", "unknown")
-    return f"{attributes.get('env')} by {policies}, seed {seed}"
+    settings = attributes.get("collect", {})
+    options = "".join(f", {k} {v}" for k, v in settings.get("options", {}).items())
+    return f"{attributes.get('env')} by {policies}, seed {settings.get('seed', 'unknown')}{options}"
 
 
 def _name(part: Part) -> str:

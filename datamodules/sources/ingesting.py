@@ -29,7 +29,7 @@ from datamodules.sources.writing import chunk_steps
 from datamodules.store import EpisodeStore, Field
 
 INDEX = "ingested.json"
-FORMAT = 1  # a new number ingests everything anew
+FORMAT = 2  # a new number ingests everything anew
 COMMIT_SECONDS = 5.0
 SMALL = 8 << 20  # bytes below which processes cost more than they save
 SAMPLE = 8  # recordings from which the size of the store is foretold

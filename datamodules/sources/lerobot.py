@@ -104,7 +104,10 @@ class _DataSet:
         self._vectors = {k: c for k, c in vectors.items() if k in chosen}
         self._action = _action(path, features)
         if self._action is not None:
-            self.notes.append("the last action of each episode is left out: nothing came after it")
+            self.notes.append(
+                "the last action of each episode is left out, for nothing came after it; what it "
+                "earned goes to the one before"
+            )
             if REWARD not in features:
                 self.notes.append(f"there are no rewards ({REWARD}): they are 0")
         used = [*self._images.values(), *(column for column, _ in self._vectors.values())]

@@ -96,7 +96,10 @@ class LeRobotJob:
                 arrays["action"][-1] = 0
                 arrays["reward"] = np.zeros(self.length, np.float32)
                 if REWARD in self.columns:
-                    arrays["reward"][1:] = numbers(table[REWARD])[:-1]
+                    rewards = numbers(table[REWARD])
+                    arrays["reward"][1:] = rewards[:-1]
+                    if self.length > 1:  # what the last action earned belongs to the one before
+                        arrays["reward"][-1] += rewards[-1]
         return arrays
 
     def _rows(self) -> Any:

@@ -141,12 +141,12 @@ class Joined(Source):
 
     def __init__(self, parts: Sequence[Source]) -> None:
         super().__init__()
-        first = parts[0]
-        for part in parts[1:]:
-            if part.inferred:
+        if all(part.inferred for part in parts):
+            _share_guess(parts)
+        first = next((part for part in parts if not part.inferred), parts[0])
+        for part in parts:
+            if part.inferred and not first.inferred:
                 part.adopt(first.spec, first.name)
-            elif first.inferred:
-                first.adopt(part.spec, part.name)
             elif part.spec != first.spec:
                 raise UserError(
                     f"{first.name} has {first.spec}, but {part.name} has {part.spec}: data that is "
@@ -192,6 +192,25 @@ class Joined(Source):
         index = int(np.searchsorted(self._ends, episode, side="right"))
         before = int(self._ends[index - 1]) if index else 0
         return self.parts[index], episode - before
+
+
+def _share_guess(parts: Sequence[Source]) -> None:
+    """Gives sources that all guessed their actions the space that holds those of all of them."""
+    first = parts[0].spec
+    for part in parts:
+        action = part.spec.action
+        alike = action.kind == first.action.kind and action.shape == first.action.shape
+        if not alike or dict(part.spec.obs) != dict(first.obs):
+            raise unlike(part.name, part.spec, parts[0].name, first)
+    actions = [part.spec.action for part in parts]
+    joined = ActionSpec(
+        first.action.kind,
+        nvec=tuple(max(n) for n in zip(*(a.nvec for a in actions), strict=True)),
+        low=tuple(min(x) for x in zip(*(a.low for a in actions), strict=True)),
+        high=tuple(max(x) for x in zip(*(a.high for a in actions), strict=True)),
+    )
+    for part in parts:
+        part.spec = Spec(part.spec.obs, joined)
 
 
 def unlike(source: str, recorded: Spec, owner: str, spec: Spec) -> UserError:
@@ -293,11 +312,13 @@ def inferred_action(source: str, actions: np.ndarray) -> tuple[ActionSpec, str]:
         The space, and a sentence that says what was guessed.
 
     Raises:
-        UserError: actions that are not finite, or neither numbers of actions nor vectors.
+        UserError: actions none of which is finite, or neither numbers of actions nor vectors.
     """
-    if not np.isfinite(actions).all():
-        row = int(np.flatnonzero(~np.isfinite(actions.reshape(len(actions), -1)).all(1))[0])
-        raise UserError(f"{source}: NaN or infinity in 'action' at row {row}: mend the recording")
+    # `steps` refuses the others, by their episode.
+    finite = np.isfinite(actions.reshape(len(actions), -1)).all(1)
+    if not finite.any():
+        raise UserError(f"{source}: all actions are NaN or infinite: mend the recording")
+    actions = actions[finite]
     if actions.ndim == 1 and actions.dtype.kind in "iu":
         n = int(actions.max()) + 1
         if actions.min() < 0:

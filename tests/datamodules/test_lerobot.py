@@ -159,7 +159,9 @@ class TestReading:
             assert np.array_equal(found["action"][:-1], episode["action"][:-1])
             assert not found["action"][-1].any()
             assert found["reward"][0] == 0
-            assert np.array_equal(found["reward"][1:], episode["next.reward"][:-1])
+            rewards = episode["next.reward"]
+            assert np.array_equal(found["reward"][1:-1], rewards[:-2])
+            assert found["reward"][-1] == rewards[-2] + rewards[-1]
             assert found["is_terminal"][-1] == (number == 1)
         (note,) = said(source)
         assert "the last action of each episode" in note

@@ -281,6 +281,13 @@ class TestFitting:
         assert len(told) == 2
         assert any("no next_observations" in text for text in told)
 
+    def test_notes_are_said_of_cached_data_too(self, tmp_path: Path) -> None:
+        path = str(d4rl_at(tmp_path / "a.hdf5", memory(BOX), after=False))
+        cache = str(tmp_path / "cache")
+        notes = [OfflineDataModule(path, cache=cache).episodes.notes for _ in range(2)]
+        assert notes[0] == notes[1]
+        assert any("no next_observations" in note for note in notes[0])
+
 
 class TestCache:
     def test_is_mapped_and_found_again(self, source: str, tmp_path: Path) -> None:

@@ -365,7 +365,7 @@ class TestHdf5:
             ({"rewards": np.zeros(17)}, "not equally long (actions 18, rewards 17"),
             ({"timeouts": np.zeros(17)}, "timeouts 17"),
             ({"terminals": np.zeros(18), "timeouts": np.zeros(18)}, "no episode of"),
-            ({"actions": np.full((18, 1), np.nan)}, "NaN or infinity in 'action' at row 0"),
+            ({"actions": np.full((18, 1), np.nan)}, "all actions are NaN or infinite"),
             ({"actions": np.full(18, -1)}, "-1 is below 0"),
             ({"actions": np.zeros((18, 2, 2))}, "neither numbers nor vectors"),
             ({"observations": np.zeros((18, 2, 2, 2))}, "at most two-dimensional"),
@@ -380,6 +380,10 @@ class TestHdf5:
         reward[5 + 1 + 3] = np.nan
         source = open_source(d4rl_at(tmp_path / "a.hdf5", given, rewards=reward))
         assert "a.hdf5, episode 2: NaN or infinity in 'reward' at step 3" in broken(source)
+        action = np.concatenate([e.action for e in given.episodes])
+        action[5 + 1 + 3] = np.nan
+        source = open_source(d4rl_at(tmp_path / "b.hdf5", given, actions=action))
+        assert "b.hdf5, episode 2: NaN or infinity in 'action' at step 3" in broken(source)
 
     def test_actions_out_of_bounds_are_refused_or_clipped(self, tmp_path: Path) -> None:
         write(memory(BOX), tmp_path / "a.hdf5", "hdf5")
@@ -539,6 +543,25 @@ class TestAdopting:
         for source in (memory(BOX), open_source(d4rl_at(tmp_path / "a.hdf5", memory(BOX)))):
             with pytest.raises(UserError, match="do not belong together"):
                 source.adopt(other, "the environment")
+
+    def test_guesses_of_joined_sources_are_put_together(self) -> None:
+        def guessed(kind: str, numbers: tuple[int, ...], bound: float) -> Memory:
+            action = ActionSpec("box", low=(-bound,), high=(bound / 2,))
+            if kind != "box":
+                action = ActionSpec(kind, nvec=numbers)  # type: ignore[arg-type]
+            source = memory(Spec(VECTORS.obs, action))
+            source.inferred = True
+            return source
+
+        for order in (1, -1):
+            pair = [guessed("discrete", (2,), 0), guessed("discrete", (3,), 0)]
+            assert Joined(pair[::order]).spec.action == ActionSpec("discrete", nvec=(3,))
+            pair = [guessed("box", (), 1.9), guessed("box", (), 2.0)]
+            joined = Joined(pair[::order])
+            assert joined.spec.action == ActionSpec("box", low=(-2.0,), high=(1.0,))
+            assert joined.inferred
+            with pytest.raises(UserError, match="do not belong together"):
+                Joined([guessed("box", (), 1.0), guessed("discrete", (2,), 0)][::order])
 
     def test_a_recording_need_not_hold_all_discrete_actions(self) -> None:
         more = Spec(VECTORS.obs, ActionSpec("discrete", nvec=(6,)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.collector import RandomPolicy
 from datamodules.envs.wrappers import DictObservation
 from datamodules.errors import UserError
 from datamodules.sources.opening import open_source
@@ -18,6 +19,7 @@ from datamodules.spec import ActionSpec, ArraySpec, Spec
 from datamodules.store import EpisodeStore
 from zoo import collecting
 from zoo.collecting import PROGRESS, Amount, Part, collect
+from zoo.decision_transformer.module import DecisionTransformer
 
 
 class Lengths(gym.Env):
@@ -173,9 +175,22 @@ def test_what_was_not_committed_is_cut_off(tmp_path: Path) -> None:
     assert lengths(tmp_path / "a") == found, "there was enough"
 
 
+def test_policies_that_are_asked_for_a_return_hear_what_they_earn() -> None:
+    model = DecisionTransformer(
+        Spec({"vector": ArraySpec((2,), "float32")}, ActionSpec("discrete", nvec=(2,))), "nano"
+    )
+    rng = np.random.default_rng(0)
+    acting: Any = collecting._Acting(model, Part("random"), model.spec, rng)
+    state = acting.initial_state(3)
+    left = acting.rewarded(state, torch.tensor([1.0, 2.0, 3.0]))["return_to_go"]
+    assert torch.equal(state["return_to_go"] - left, torch.tensor([1.0, 2.0, 3.0]))
+    other = collecting._Acting(RandomPolicy(model.spec, rng), Part("random"), model.spec, rng)
+    assert not hasattr(other, "rewarded")
+
+
 def test_another_collection_is_not_continued(tmp_path: Path) -> None:
     record(tmp_path / "a", Amount("episodes", 2))
-    for options in ({"seed": 1}, {}):
+    for options in ({"seed": 1}, {}, {"options": {"time_limit": 9}}):
         parts = (Part("random", epsilon=0.5),) if not options else ()
         with pytest.raises(UserError, match="another collection"):
             record(tmp_path / "a", Amount("episodes", 4), *parts, resume=True, **options)

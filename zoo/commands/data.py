@@ -147,14 +147,9 @@ def _collect(options: argparse.Namespace) -> int:
     store = out if kind == "store" else out.with_name(f".{out.name}.collecting")
     if kind != "store":
         must_be_free(out)
-    make = partial(
-        make_env,
-        options.env,
-        action_repeat=options.action_repeat,
-        size=options.size,
-        time_limit=options.time_limit,
-        **_env_kwargs(options.env_kwargs),
-    )
+    asked = {key: getattr(options, key) for key in ("action_repeat", "size", "time_limit")}
+    asked |= _env_kwargs(options.env_kwargs)
+    make = partial(make_env, options.env, **asked)
     progress = Progress()
     collect(
         make,
@@ -167,6 +162,7 @@ def _collect(options: argparse.Namespace) -> int:
         workers=options.workers,
         resume=options.resume,
         tick=progress.show,
+        options={key: value for key, value in asked.items() if value is not None},
     )
     progress.end()
     source = open_source(store)

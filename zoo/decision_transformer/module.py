@@ -165,11 +165,22 @@ class DecisionTransformer(
                 f"{self.context}: set --data.sequence_length {self.context} or --model.context "
                 f"{data.sequence_length}"
             )
+        if data.sampling not in (None, "contexts"):
+            raise UserError(
+                f"decision-transformer learns from contexts with returns-to-go, and the data has "
+                f"sampling={data.sampling}: leave --data.sampling out"
+            )
+        longest = int(data.episodes.lengths.max())
+        if longest > self.max_timestep:
+            raise UserError(
+                f"{data.episodes.name} has an episode of {longest} steps, but max_timestep is "
+                f"{self.max_timestep}: set --model.max_timestep {longest}"
+            )
+        self.best_return.copy_(data.returns.max())
         if self.has_seen_data:
             return  # a network goes on with the scale that it has learnt with
         if self.tokens.vectors:
             self.tokens.standardize(data.statistics)
-        self.best_return.copy_(data.returns.max())
         self.has_seen_data.fill_(True)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -331,7 +342,7 @@ class DecisionTransformer(
         kind = torch.arange(-1, self.kinds - 1, device=length.device)
         slots = (self.kinds * length[:, None] + kind) % self.slots
         tokens = state["tokens"].scatter(1, slots[..., None].expand_as(new), new)
-        x = self.time(new, self._timesteps(timestep[:, None] + kind.clamp(max=0)), slots)
+        x = self.time(new, timestep[:, None] + kind.clamp(max=0), slots)
         x, cache = self.transformer.extend(x, state["cache"], slots, slice(-1, None))
         output = self._output(x[:, 0])
         if isinstance(output, Categorical) and (explore or self.sample_actions):
@@ -348,10 +359,6 @@ class DecisionTransformer(
         }
         after |= {f"frames/{key}": value for key, value in frames.items()}
         return self.actions.decode(encoded), after
-
-    def _timesteps(self, timestep: Tensor) -> Tensor:
-        """Steps for which there is an embedding; episodes that go on longer stay at the last."""
-        return timestep.clamp(0, self.max_timestep - 1)
 
     def _frames(self, obs: Obs, state: State) -> dict[str, Tensor]:
         """The last images (B, frames, H, W, C) of each key; the first stands for those before."""
@@ -373,7 +380,7 @@ class DecisionTransformer(
         # All but the action after the last step, which comes with the next one.
         slots = torch.arange(self.kinds * kept - 1, device=rows.device).expand(len(rows), -1)
         timestep = state["timestep"][rows, None] - kept + slots // self.kinds
-        x = self.time(tokens[:, : slots.shape[1]], self._timesteps(timestep), slots)
+        x = self.time(tokens[:, : slots.shape[1]], timestep, slots)
         empty = self.transformer.empty_cache(len(rows), self.slots, rows.device)
         _, cache = self.transformer.extend(x, empty, slots, slice(0, 0))
         length = torch.full_like(rows, kept)

@@ -53,11 +53,8 @@ class Interleaver(nn.Module):
             self.vision = atari_cnn((height, width_, channels * frames), width)
         # One-hot actions of the Atari version pick a row of an embedding: no bias.
         self.action = nn.Linear(spec.action.encoded_size, width, bias=not squash)
-        if squash:
-            for linear in (m for m in self.modules() if isinstance(m, nn.Linear)):
-                nn.init.normal_(linear.weight, std=INIT_STD)
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
+        if squash:  # the others keep PyTorch's start, officially, too
+            nn.init.normal_(self.action.weight, std=INIT_STD)
 
     def forward(self, return_to_go: Tensor, state: Tensor, action: Tensor) -> Tensor:
         """Interleaved tokens (B, kinds * K, D) of K steps.
@@ -117,7 +114,9 @@ class EpisodeTime(nn.Module):
 
     def forward(self, tokens: Tensor, timestep: Tensor, slots: Tensor) -> Tensor:
         """Embedded tokens (B, T, D); see `ContextTime` for the arguments."""
-        embedded: Tensor = self.norm(tokens + self.step(timestep))
+        embedded: Tensor = self.norm(
+            tokens + self.step(timestep.clamp(0, self.step.num_embeddings - 1))
+        )
         return embedded
 
 
@@ -140,7 +139,7 @@ class ContextTime(nn.Module):
             timestep: (B, T) of the steps that they belong to, from 0 at the start of the episode.
             slots: (B, T) their places among all tokens of the context.
         """
-        start = (timestep - slots // self.kinds).clamp(min=0)
+        start = (timestep - slots // self.kinds).clamp(0, self.start.num_embeddings - 1)
         return tokens + self.slot(slots) + self.start(start)
 
 

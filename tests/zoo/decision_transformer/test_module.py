@@ -374,12 +374,16 @@ def test_images_of_several_steps_are_stacked_alike_in_training_and_acting() -> N
         assert torch.equal(output.pred()[:, -1], actions[t])
 
 
-def test_steps_beyond_the_longest_episode_have_the_last_embedding() -> None:
-    model = build(spec())
-    state = model.initial_state(B)
-    state["timestep"] += 1000
-    action, _ = model.act({"vector": torch.randn(B, 5)}, state, explore=False)
-    assert action.isfinite().all()
+@pytest.mark.parametrize("variant", ["gym", "atari"])
+def test_steps_beyond_the_longest_episode_have_the_last_embedding(variant: str) -> None:
+    model, obs = build(spec(), variant=variant), {"vector": torch.randn(B, 5)}
+    found = []
+    for timestep in (59, 1000):
+        state = model.initial_state(B)
+        state["timestep"] += timestep
+        _, state = model.act(obs, state, explore=False)
+        found.append(model.act(obs, state, explore=False)[0])
+    torch.testing.assert_close(*found)
 
 
 @torch.no_grad()
@@ -493,6 +497,7 @@ def test_statistics_of_the_data_are_kept_with_the_weights(record: Record) -> Non
     fit(model, other)  # fine-tuned: the network goes on with its scale
     assert not torch.equal(other.statistics["vector"][1], std)
     assert torch.equal(model.tokens.obs_std, std)
+    assert model.target_return == 24.0, "but asks for what the new data has"
 
 
 def test_playing_a_recorded_episode_is_what_is_trained_on(record: Record) -> None:
@@ -539,8 +544,17 @@ def test_data_that_does_not_fit_is_refused(record: Record, source: str) -> None:
     with pytest.raises(UserError, match=r"contexts of 6 steps and the model acts on 9: set --data"):
         fit(build(spec(), context=9), OfflineDataModule(source, sequence_length=K))
     long = OfflineDataModule(record(spec(), ([1.0] * 70,)), batch_size=400, sequence_length=K)
-    with pytest.raises(UserError, match=r"a step 69 \(from 0\), but max_timestep is 60"):
+    with pytest.raises(UserError, match=r"has an episode of 70 steps, but max_timestep is 60"):
         fit(build(spec()), long)
+    batch = contexts(spec(), steps=K)
+    batch["timestep"] += 69
+    with pytest.raises(UserError, match=r"a step \d+ \(from 0\), but max_timestep is 60"):
+        build(spec()).on_before_batch_transfer(batch, 0)
+    windows = OfflineDataModule(source, sequence_length=K, sampling="windows")
+    with pytest.raises(
+        UserError, match=r"the data has sampling=windows: leave --data\.sampling out"
+    ):
+        fit(build(spec()), windows)
     played = EnvDataModule("CartPole-v1")
     with pytest.raises(UserError, match="learns from recorded data, and a EnvDataModule has none"):
         fit(build(played.spec), played)
