@@ -16,6 +16,7 @@ from datamodules.errors import UserError
 from zoo.base import Encoder
 
 COLLAPSED_STD = 0.1  # of the features' root mean square
+GONE = 0.01  # of the same: nothing is left, whatever the predictor does
 COPYING = 0.9  # prediction error over that of copying
 CLIPS = 64
 REMEDY = "raise what prevents it, lower the learning rate, or start anew from an earlier checkpoint"
@@ -33,8 +34,8 @@ class CollapseMonitor(WatchesClips):
 
     A collapse is said once, with its remedy: when the deviation is below a tenth of the root mean
     square and the model's own `train/copy_ratio` is above 0.9, so that its predictor knows nothing
-    that copying does not. Ranks are shown and not judged: what little is left of collapsed features
-    may have a high one.
+    that copying does not; or when the deviation is below a hundredth. Ranks are shown and not
+    judged: what little is left of collapsed features may have a high one.
 
     Args:
         every_env_steps: how often, in frames.
@@ -76,14 +77,19 @@ class CollapseMonitor(WatchesClips):
         if hasattr(model, "encode_before"):
             before = model.encode_before(clips.obs).float()[clips.valid]
             metrics["eval/relative_std_before"] = relative_std(before)
-        copying = float(trainer.callback_metrics.get("train/copy_ratio", 0.0))
-        if not self._said and metrics["eval/relative_std"] < COLLAPSED_STD and copying > COPYING:
+        copying = trainer.callback_metrics.get("train/copy_ratio")
+        copies = copying is not None and copying > COPYING
+        std = metrics["eval/relative_std"]
+        if not self._said and len(x) > 1 and (std < GONE or (std < COLLAPSED_STD and copies)):
             self._said = True
+            told = (
+                ""
+                if copying is None
+                else (f", and the predictor's error is {copying:.2f} of that of copying")
+            )
             rank_zero_warn(
-                f"the features have collapsed: their standard deviation is "
-                f"{metrics['eval/relative_std']:.3f} of their root mean square, and the "
-                f"predictor's error is {copying:.2f} of that of copying; "
-                f"{getattr(model, 'collapse_remedy', REMEDY)}"
+                f"the features have collapsed: their standard deviation is {std:.3f} of their root "
+                f"mean square{told}; {getattr(model, 'collapse_remedy', REMEDY)}"
             )
         return {**metrics, "time/collapse_s": time.perf_counter() - started}
 
@@ -105,5 +111,5 @@ def rank_me(x: Tensor) -> float:
 def covariance_rank(x: Tensor) -> float:
     """(sum of eigenvalues)^2 / sum of their squares, of the covariance of features (..., F)."""
     x = x.flatten(0, -2)
-    covariance = torch.atleast_2d(torch.cov(x.T))
+    covariance = torch.atleast_2d(torch.cov(x.T, correction=0))
     return float(covariance.trace().square() / covariance.square().sum().clamp(min=1e-24))

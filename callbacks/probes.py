@@ -30,8 +30,9 @@ class Probes(EveryEnvSteps):
         every_env_steps: how often, in frames.
         target: key of `info`: numbers, of any shape.
         env: where clips are played, with images of the data's size; by default the data's own.
-        clips: how many are played; half of them fit the probes.
-        clip_length: steps of a clip; by default that of the data.
+        clips: how many are played; half of them fit the probes (of the attentive one, three
+            quarters).
+        clip_length: steps of a clip; by default that of the data, or 4 where that has none.
         seed: of the clips.
         at_start: probe the untrained model, too.
         every_updates: how often, in updates; then env steps do not matter.

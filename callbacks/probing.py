@@ -138,15 +138,16 @@ def nearest_r2(x: Tensor, truth: Tensor) -> float:
     (fit, _, test), (y_fit, _, y_test) = _parts(x), _parts(truth)
     mean, scale = fit.mean(0), fit.std(0).clamp(min=1e-6)
     fit, test = (F.normalize((part - mean) / scale, dim=-1) for part in (fit, test))
-    found = [y_fit[(rows @ fit.T).topk(NEIGHBOURS).indices].mean(1) for rows in test.split(512)]
+    count = min(NEIGHBOURS, len(fit))
+    found = [y_fit[(rows @ fit.T).topk(count).indices].mean(1) for rows in test.split(512)]
     return _r2(torch.cat(found), y_test)
 
 
 class AttentiveProbe(nn.Module):
     """A learned query that attends to tokens (B, P, F), and a linear map of what it finds.
 
-    The lightest probe of V-JEPA (Bardes et al., 2024, section 4): it may pick patches, but not
-    compute with them.
+    After V-JEPA's (Bardes et al., 2024, section 4), without its MLP, residual and further heads: it
+    may pick patches, but not compute with them.
     """
 
     def __init__(self, width: int, out: int) -> None:

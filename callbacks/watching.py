@@ -24,6 +24,9 @@ class Clips(NamedTuple):
     valid: Tensor
 
 
+STEPS = 16  # of clips, where the data has single frames or no clips
+
+
 class WatchesClips(EveryEnvSteps):
     """Measures on held-out clips, or on the batch if none are held out; needs no environment."""
 
@@ -49,7 +52,8 @@ class WatchesClips(EveryEnvSteps):
     def clips(self, data: Any, model: Any, most: int) -> Clips | None:
         """At most so many clips; None before the first batch, where none are held out."""
         if len(getattr(data, "val_episodes", [])):
-            steps = getattr(data, "clip_length", 16)
+            steps = getattr(data, "clip_length", 1)
+            steps = steps if steps > 1 else STEPS  # a first frame alone tells little
             held_out = data.validation_episodes(most, steps - 1)
             obs, length = held_out.batch["obs"], held_out.length
         elif self._batch is not None:

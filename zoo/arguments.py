@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 
 from datamodules.errors import UserError
@@ -43,6 +43,15 @@ def reject_outside(model: str, low: float, high: float, **values: float) -> None
         if not low <= value <= high:
             bound = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
             raise UserError(f"{model} needs {key} {bound}, got {value}")
+
+
+def reject_ranges(model: str, **values: Sequence[float]) -> None:
+    """Raises a UserError that names the first pair that is not 0 < smallest <= largest."""
+    for key, pair in values.items():
+        if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+            raise UserError(
+                f"{model} needs {key} as a smallest and a largest number above 0, got {list(pair)}"
+            )
 
 
 def reject_unknown(model: str, known: Iterable[str], **values: str) -> None:

@@ -7,8 +7,9 @@ the image and y down its rows; a wall is (column of its middle, row of the middl
 
 After the two-rooms environment of EB-JEPA (facebookresearch/eb_jepa, `datasets/two_rooms`), whose
 figures at 65 pixels are kept; those at 33 pixels are half of them, or smaller where a step is then
-too large. Two things differ: a wall stops the dot without noise, and the door lets the dot's centre
-pass through all of its opening.
+too large. What differs: a wall stops the dot without noise, the door lets the dot's centre pass
+through all of its opening, starts and goals are nearer to walls, and touching the goal ends the
+task.
 """
 
 from __future__ import annotations
@@ -257,6 +258,7 @@ class TwoRooms(gym.Env):
         given = {key: np.asarray(value, np.float64) for key, value in (options or {}).items()}
         task = sample_tasks(self.np_random, 1, self.wall, self.size)
         if "wall" in given:
+            self._check_wall(given["wall"])
             walls, right = given["wall"][None], task.start[:, 0] > task.wall[:, 0]
             start = sample_positions(self.np_random, walls, right, self.size)
             goal = sample_positions(self.np_random, walls, ~right, self.size)
@@ -297,6 +299,16 @@ class TwoRooms(gym.Env):
             "wall": self.walls.copy(),
             "success": bool(reached(self.position, self.goal_position, self.size)),
         }
+
+    def _check_wall(self, wall: np.ndarray) -> None:
+        """Refuses walls that leave no room on a side of them, and doors in the outer wall."""
+        rooms = ROOMS[self.size]
+        low, high = np.array([rooms.columns, rooms.rows]).T
+        if wall.shape != (2,) or not ((low <= wall) & (wall <= high)).all():
+            raise UserError(
+                f"the wall {wall.tolist()} of TwoRooms must be (x, y) from {low.tolist()} to "
+                f"{high.tolist()}"
+            )
 
     def _place(self, name: str, position: np.ndarray) -> np.ndarray:
         if position.shape != (2,) or not is_free(position, self.walls, self.size):

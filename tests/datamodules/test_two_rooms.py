@@ -211,6 +211,10 @@ def test_what_an_episode_begins_with_can_be_given() -> None:
     assert info["position"].tolist() == [5, 5] and info["goal_position"].tolist() == [6, 7]
     with pytest.raises(UserError, match=r"the start \[12.0, 5.0\] of TwoRooms is not a free place"):
         env.reset(options={"start": (12, 5), "wall": (12, 20)})
+    with pytest.raises(
+        UserError, match=r"the wall \[2.0, 20.0\] of TwoRooms must be \(x, y\) from"
+    ):
+        env.reset(options={"wall": (2, 20)})
     with pytest.raises(UserError, match=r"the goal \[0.0, 5.0\]"):
         env.reset(options={"goal": (0, 5)})
 

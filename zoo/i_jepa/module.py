@@ -15,7 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.spec import Spec
-from zoo.arguments import choose_widths, reject_outside, reject_unless_positive
+from zoo.arguments import (
+    choose_widths,
+    reject_outside,
+    reject_ranges,
+    reject_unless_positive,
+)
 from zoo.jepa.masks import image_masks
 from zoo.jepa.model import MaskedJEPA, Prediction, Schedule, View, sizes
 
@@ -103,8 +108,9 @@ class IJEPA(
             "predictor_heads": predictor_heads,
         }
         reject_unless_positive("IJEPA", targets=targets, min_keep=min_keep)
-        for share in (*target_scale, *context_scale):
-            reject_outside("IJEPA", 0, 1, scale=share)
+        scales = {"target_scale": target_scale, "context_scale": context_scale}
+        reject_ranges("IJEPA", **scales, target_aspect=target_aspect)
+        reject_outside("IJEPA", 0, 1, **{key: max(pair) for key, pair in scales.items()})
         super().__init__(
             spec,
             choose_widths("IJEPA", SIZES, size, widths),

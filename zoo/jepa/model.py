@@ -18,7 +18,7 @@ from torch.optim import AdamW, Optimizer
 
 from datamodules.errors import UserError
 from datamodules.spec import Spec
-from zoo.arguments import reject_outside, reject_unless_positive
+from zoo.arguments import reject_outside, reject_ranges, reject_unless_positive
 from zoo.base import Batch, Obs, ZooModel
 from zoo.jepa.masks import Dice, Masks
 from zoo.jepa.predictor import Predictor
@@ -140,6 +140,11 @@ class MaskedJEPA(ZooModel):
         super().__init__(spec)
         name = type(self).__name__
         self._check(widths, schedule)
+        reject_unless_positive(name, patch=patch, tubelet=tubelet)
+        if image_size is not None:
+            reject_unless_positive(name, image_size=image_size)
+        if crop_scale is not None:
+            reject_ranges(name, crop_scale=crop_scale, crop_aspect=crop_aspect)
         self.patch, self.tubelet, self.schedule, self.mask_seed = (
             patch,
             tubelet,

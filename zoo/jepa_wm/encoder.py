@@ -55,6 +55,8 @@ class Encoder(nn.Module):
                     f"{name} has {len(given)} numbers, but images have {channels} channels: give "
                     "one for each"
                 )
+        if any(value <= 0 for value in std):
+            raise UserError(f"pixel_std must be above 0, got {list(std)}")
         scale = tuple(mean) or (0.0,) * channels, tuple(std) or (1.0,) * channels
         self.register_buffer("mean", torch.tensor(scale[0]), persistent=False)
         self.register_buffer("std", torch.tensor(scale[1]), persistent=False)

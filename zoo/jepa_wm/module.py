@@ -163,6 +163,13 @@ class JEPAWorldModel(
         reject_unknown(name, PREVENTION, prevention=prevention)
         reject_unknown(name, ("cem", "mppi"), planner=planner)
         reject_unknown(name, ("sum", "last"), cost=cost)
+        if planner == "mppi" and self.spec.action.kind != "box":
+            raise UserError(
+                f"{name}: planner=mppi searches box actions only, and the data has "
+                f"{self.spec.action.kind} ones: set planner=cem"
+            )
+        if 0 < anneal <= warmup:
+            raise UserError(f"{name} needs anneal above warmup ({warmup}) or 0, got {anneal}")
         reject_unless_positive(name, lr=lr, clip=clip, rollout=rollout, history=history)
         reject_outside(name, 0, math.inf, weight_decay=weight_decay, warmup=warmup, anneal=anneal)
         reject_outside(name, 0, 1, ema_decay=ema_decay)
@@ -240,6 +247,12 @@ class JEPAWorldModel(
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Predicts latents along sequences (B, T), and regularises them."""
         image = batch["obs"][self.image]
+        if image.shape[1] < 2 or "action" not in batch:
+            raise UserError(
+                "jepa-wm learns what actions lead to, from sequences of at least 2 steps with "
+                f"their actions; a batch has {image.shape[1]} steps and {sorted(batch)}: set "
+                "--data.sequence_length, and read the data by OfflineDataModule"
+            )
         latents = self.embed(image).float()
         action, is_first = self.actions.encode(batch["action"]), batch["is_first"]
         targets = latents if self.target is None else self.target(image).float()

@@ -14,12 +14,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.errors import UserError
 from datamodules.spec import Spec
-from zoo.arguments import choose_widths, reject_outside, reject_unless_positive
+from zoo.arguments import (
+    choose_widths,
+    reject_outside,
+    reject_ranges,
+    reject_unless_positive,
+)
 from zoo.jepa.masks import tube_masks
 from zoo.jepa.model import MaskedJEPA, Prediction, Schedule, View, sizes
 
@@ -66,7 +71,8 @@ class VJEPA(
         lr, start_lr, final_lr: learning rate after the warm-up, at first and at last.
         warmup: updates until the learning rate is reached; linear.
         weight_decay: at first and at last; not of biases and norms.
-        clip: largest norm of the gradient, after the warm-up.
+        clip: largest norm of the gradient, of encoder and predictor each, after the warm-up
+            (V-JEPA 2: none, .inf).
         total_updates: update at which all schedules end; how long to train is another matter.
     """
 
@@ -115,9 +121,10 @@ class VJEPA(
             "predictor_heads": predictor_heads,
         }
         reject_unless_positive("VJEPA", tubelet=tubelet, min_keep=min_keep, clip=clip)
-        for blocks, scale in (short_range, long_range):
-            reject_unless_positive("VJEPA", blocks=blocks)
-            reject_outside("VJEPA", 0, 1, scale=scale)
+        for key, (blocks, scale) in (("short_range", short_range), ("long_range", long_range)):
+            reject_unless_positive("VJEPA", **{f"{key}[0]": blocks, f"{key}[1]": scale})
+            reject_outside("VJEPA", 0, 1, **{f"{key}[1]": scale})
+        reject_ranges("VJEPA", aspect=aspect)
         super().__init__(
             spec,
             choose_widths("VJEPA", SIZES, size, widths),
@@ -173,7 +180,9 @@ class VJEPA(
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the gradient's norm after the warm-up, unless the trainer has a setting."""
-        if gradient_clip_val is None and self.updates >= self.schedule.warmup:
-            gradient_clip_val, gradient_clip_algorithm = self.clip, "norm"
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clips both gradients' norms after the warm-up, unless the trainer has a setting."""
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif self.updates >= self.schedule.warmup:
+            for part in (self.encoder, self.predictor):
+                nn.utils.clip_grad_norm_(part.parameters(), self.clip)

@@ -247,8 +247,13 @@ def refused() -> Iterator[tuple[type[MaskedJEPA], Spec, dict[str, Any], str]]:
     yield IJEPA, SPEC, {"ema": (0.9, 1.1)}, "ema"
     yield IJEPA, SPEC, {"warmup": 10, "total_updates": 5}, "warmup"
     yield VJEPA, SPEC, {"tubelet": 0}, "tubelet"
-    yield VJEPA, SPEC, {"long_range": (2, 1.5)}, "scale"
-    yield IJEPA, SPEC, {"target_scale": (0.1, 1.2)}, "scale"
+    yield VJEPA, SPEC, {"long_range": (2, 1.5)}, "long_range"
+    yield VJEPA, SPEC, {"aspect": (1.5, 0.75)}, "aspect"
+    yield VJEPA, SPEC, {"crop_aspect": (0.0, 1.0)}, "crop_aspect"
+    yield IJEPA, SPEC, {"target_scale": (0.1, 1.2)}, "target_scale"
+    yield IJEPA, SPEC, {"context_scale": (1.0, 0.9)}, "context_scale"
+    yield IJEPA, SPEC, {"patch": 0}, "patch"
+    yield IJEPA, SPEC, {"image_size": 0}, "image_size"
 
 
 @pytest.mark.parametrize(("cls", "spec", "options", "message"), refused())

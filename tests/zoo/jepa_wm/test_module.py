@@ -300,6 +300,8 @@ class TestParts:
             ({"cost": "mean"}, "no cost 'mean'"),
             ({"variance": -1.0}, "variance of at least 0, got -1"),
             ({"rollout": 0}, "rollout > 0, got 0"),
+            ({"anneal": 5, "warmup": 5}, r"anneal above warmup \(5\) or 0, got 5"),
+            ({"pixel_std": [0.0]}, "pixel_std must be above 0"),
             ({"block": 3}, "block of CEM must be a divisor of the horizon 4, got 3"),
         ],
     )
@@ -318,6 +320,18 @@ class TestParts:
     def test_wrong_observations(self, others: dict[str, ArraySpec], message: str) -> None:
         with pytest.raises(UserError, match=message):
             build(spec(**others))
+
+    def test_mppi_is_for_boxes(self) -> None:
+        with pytest.raises(UserError, match="planner=mppi searches box actions only"):
+            build(spec("discrete"), planner="mppi")
+
+    def test_batches_that_teach_nothing(self, batch: dict[str, Any]) -> None:
+        model = build()
+        short = {**batch, "obs": {k: v[:, :1] for k, v in batch["obs"].items()}}
+        silent = {key: value for key, value in batch.items() if key != "action"}
+        for bad in (short, silent):
+            with pytest.raises(UserError, match="at least 2 steps with their actions"):
+                model.training_step(bad, 0)
 
     def test_video_without_actions(self) -> None:
         silent = Spec({"image": ArraySpec((SIDE, SIDE, 1), "uint8")}, None)  # type: ignore[arg-type]

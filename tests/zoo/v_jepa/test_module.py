@@ -86,11 +86,27 @@ def test_gradients_are_clipped_after_the_warm_up(monkeypatch: pytest.MonkeyPatch
     model = build(warmup=3, clip=2.0)
     asked: list[Any] = []
     monkeypatch.setattr(model, "clip_gradients", lambda _, *how: asked.append(how))
-    for updates in (2, 3):
-        model.updates = updates
-        model.configure_gradient_clipping(None, None, None)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+
+    def norms() -> list[float]:
+        parts = (model.encoder, model.predictor)
+        return [
+            float(
+                torch.stack([p.grad.norm() for p in part.parameters() if p.grad is not None]).norm()
+            )
+            for part in parts
+        ]
+
+    before = norms()
+    model.updates = 2
+    model.configure_gradient_clipping(None, None, None)
+    assert norms() == before
+    model.updates = 3
+    model.configure_gradient_clipping(None, None, None)
+    assert norms() == pytest.approx([2.0, 2.0], rel=1e-4)
     model.configure_gradient_clipping(None, 0.5, "value")
-    assert asked == [(None, None), (2.0, "norm"), (0.5, "value")]
+    assert asked == [(0.5, "value")]
 
 
 def test_the_encoder_costs_less_the_more_is_hidden() -> None:
