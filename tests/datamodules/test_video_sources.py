@@ -585,7 +585,7 @@ class TestIngestion:
     def test_other_settings_need_another_folder(self, folder: Path, tmp_path: Path) -> None:
         open_source(folder, size=8, ingest=tmp_path / "store")
         line = refused(folder, size=9, ingest=tmp_path / "store")
-        assert "was ingested with crop=False, format=1, kind=video, size=8, not with" in line
+        assert "was ingested with crop=False, format=2, kind=video, size=8, not with" in line
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.tex").write_text("valuable")
         assert "holds something else" in refused(folder, ingest=tmp_path / "mine")
