@@ -23,6 +23,7 @@ from zoo.i_jepa.module import IJEPA
 from zoo.jepa.masks import Dice, Masks
 from zoo.jepa.model import MaskedJEPA
 from zoo.jepa_wm.module import JEPAWorldModel
+from zoo.nets.vit import take
 from zoo.v_jepa.module import VJEPA
 
 VISIBLE = (1.0, 0.75, 0.5, 0.25, 0.1)
@@ -48,11 +49,8 @@ def update(model: MaskedJEPA, image: Tensor, visible: float) -> Callable[[], Non
         count = view.patches.shape[1]
         chosen = masks(count, round(visible * count), count // 10, len(view.patches))
         made = model.predict(view, "loss", chosen)
-        target = view.target.gather(
-            1, chosen.targets[:, 0, :, None].expand(-1, -1, view.target.shape[-1])
-        )
         optimizer.zero_grad()
-        model.distance(made.predicted[:, 0], target).backward()
+        model.distance(made.predicted, take(view.target, chosen.targets)).backward()
         optimizer.step()
 
     return run

@@ -82,11 +82,9 @@ class CollapseMonitor(WatchesClips):
         std = metrics["eval/relative_std"]
         if not self._said and len(x) > 1 and (std < GONE or (std < COLLAPSED_STD and copies)):
             self._said = True
-            told = (
-                ""
-                if copying is None
-                else (f", and the predictor's error is {copying:.2f} of that of copying")
-            )
+            told = ""
+            if copying is not None:
+                told = f", and the predictor's error is {copying:.2f} of that of copying"
             rank_zero_warn(
                 f"the features have collapsed: their standard deviation is {std:.3f} of their root "
                 f"mean square{told}; {getattr(model, 'collapse_remedy', REMEDY)}"

@@ -140,7 +140,7 @@ class MaskedJEPA(ZooModel):
         super().__init__(spec)
         name = type(self).__name__
         self._check(widths, schedule)
-        reject_unless_positive(name, patch=patch, tubelet=tubelet)
+        reject_unless_positive(name, patch=patch)
         if image_size is not None:
             reject_unless_positive(name, image_size=image_size)
         if crop_scale is not None:
