@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 
 CHANNELS = (16, 32, 32)
-ENCODERS = ("conv", "impala")
+ENCODERS = ("conv", "impala", "keypoints")
+SHARPNESS = 5.0  # of keypoints at first: outputs of fresh convolutions differ by tenths
 LEAST_SIDE = 8  # three times halved, one pixel is left
 
 
 class Encoder(nn.Module):
     """Standardised pixels through convolutions, flattened, to a linear map.
 
-    Nothing is averaged over places, for a latent has to tell where the agent is.
+    Features are not averaged over places, for a latent has to tell where the agent is.
 
     Args:
         kind: one of `ENCODERS`.
@@ -60,7 +61,8 @@ class Encoder(nn.Module):
         scale = tuple(mean) or (0.0,) * channels, tuple(std) or (1.0,) * channels
         self.register_buffer("mean", torch.tensor(scale[0]), persistent=False)
         self.register_buffer("std", torch.tensor(scale[1]), persistent=False)
-        self.convs = conv_stack(channels) if kind == "conv" else impala_stack(channels)
+        stacks = {"conv": conv_stack, "impala": impala_stack, "keypoints": keypoint_stack}
+        self.convs = stacks[kind](channels)
         with torch.no_grad():
             size = self.convs(torch.zeros(1, channels, height, width)).numel()
         self.linear = nn.Linear(size, latent)
@@ -92,6 +94,37 @@ def impala_stack(channels: int) -> nn.Sequential:
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
         layers += [ResidualBlock(b), ResidualBlock(b)]
     return nn.Sequential(*layers)
+
+
+def keypoint_stack(channels: int) -> nn.Sequential:
+    """Two convolutions of stride 2, and where each of their channels looks."""
+    first, second = CHANNELS[:2]
+    return nn.Sequential(
+        nn.Conv2d(channels, first, 5, 2, 2),
+        nn.ReLU(),
+        nn.Conv2d(first, second, 3, 2, 1),
+        SpatialSoftmax(second),
+    )
+
+
+class SpatialSoftmax(nn.Module):
+    """Keypoints: each channel's place, as the mean under the softmax of its values (Levine et al.,
+    2016; Finn et al., 2016), and the mean of its values there (ours): a door is also a contrast.
+
+    Args:
+        channels: C; each has a temperature that is learnt.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.full((channels, 1, 1), SHARPNESS).log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, 3 C): columns, rows (each in [-1, 1]) and values."""
+        seen = (x * self.sharpness.exp()).flatten(2).softmax(-1).unflatten(2, x.shape[2:])
+        across, down = (torch.linspace(-1, 1, side, device=x.device) for side in x.shape[:1:-1])
+        columns, rows = seen.sum(2) @ across, seen.sum(3) @ down
+        return torch.cat([columns, rows, (seen * x).sum((2, 3))], 1)
 
 
 class ResidualBlock(nn.Module):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,22 @@ PREVENTION: dict[str, dict[str, float]] = {
 FINAL_LR = 0.01  # share of the learning rate at the end of the cosine
 
 
+class Rollouts(NamedTuple):
+    """N predictions of each of B sequences.
+
+    Attributes:
+        predicted: (B, N, D) latents.
+        start: (B, N) the step of the newest real latent that each knows of.
+        end: (N,) the step that each is of.
+        valid: (B, N) whether both are of one episode.
+    """
+
+    predicted: Tensor
+    start: Tensor
+    end: Tensor
+    valid: Tensor
+
+
 class JEPAWorldModel(
     ZooModel,
     repo_url="https://github.com/facebookresearch/eb_jepa",
@@ -80,7 +96,8 @@ class JEPAWorldModel(
         latent, hidden, layers, heads: size D of a latent, width of the "mlp", depth and heads of
             the "transformer".
         horizon, block, iterations, candidates, elites: of the planner, see `zoo/planning.py`.
-        encoder: "conv" (three convolutions) or "impala".
+        encoder: "conv" (three convolutions), "impala", or "keypoints" (ours: where the channels of
+            two convolutions look).
         predictor: "recurrent" (GRU), "mlp" (residual), or "transformer" (over frames).
         history: most frames that the transformer sees; the others see one.
         pixel_mean, pixel_std: by which pixels in [0, 1] are standardised, one for each channel; by
@@ -94,6 +111,10 @@ class JEPAWorldModel(
             "sigreg", which it would work against.
         ema_decay: of the slow copy, per update.
         rollout: steps that are predicted from predictions, after those from real latents.
+        starts: rollouts begin at the "first" step of a sequence, or (ours; for predictors that see
+            one frame) at "all" of them, which costs little beside the encoder.
+        freeze_encoder: only the predictor learns, on the latents of an encoder that was trained
+            before and is loaded by `--from` (as in V-JEPA 2-AC; there are no other losses then).
         lr, weight_decay: of AdamW.
         clip: largest norm of the gradient, of encoder and predictor each.
         warmup: updates until the learning rate is reached; linear.
@@ -126,7 +147,7 @@ class JEPAWorldModel(
         iterations: int | None = None,
         candidates: int | None = None,
         elites: int | None = None,
-        encoder: Literal["conv", "impala"] = "impala",
+        encoder: Literal["conv", "impala", "keypoints"] = "impala",
         predictor: Literal["recurrent", "mlp", "transformer"] = "recurrent",
         history: int = 3,
         pixel_mean: Sequence[float] = (),
@@ -140,6 +161,8 @@ class JEPAWorldModel(
         final_norm: bool | None = None,
         ema_decay: float = 0.99,
         rollout: int = 8,
+        starts: Literal["first", "all"] = "first",
+        freeze_encoder: bool = False,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         clip: float = 2.0,
@@ -163,6 +186,12 @@ class JEPAWorldModel(
         reject_unknown(name, PREVENTION, prevention=prevention)
         reject_unknown(name, ("cem", "mppi"), planner=planner)
         reject_unknown(name, ("sum", "last"), cost=cost)
+        reject_unknown(name, ("first", "all"), starts=starts)
+        if starts == "all" and predictor == "transformer":
+            raise UserError(
+                f"{name}: starts=all needs a predictor that sees one frame: set predictor to "
+                "recurrent or mlp, or starts to first"
+            )
         if planner == "mppi" and self.spec.action.kind != "box":
             raise UserError(
                 f"{name}: planner=mppi searches box actions only, and the data has "
@@ -179,7 +208,7 @@ class JEPAWorldModel(
                 f"{name}: a latent of {w['latent']} is not divisible by {w['heads']} heads"
             )
         self.image, self.replan = self._image(), replan
-        self.rollout, self.ema_decay = rollout, ema_decay
+        self.rollout, self.starts, self.ema_decay = rollout, starts, ema_decay
         self.lr, self.weight_decay, self.clip = lr, weight_decay, clip
         self.warmup, self.anneal = warmup, anneal
         terms: dict[str, float | None] = {"variance": variance, "covariance": covariance}
@@ -213,6 +242,11 @@ class JEPAWorldModel(
         if prevention == "ema":
             slow = nn.Sequential(self.encoder, self.norm)
             self.target = copy.deepcopy(slow).requires_grad_(False)
+        if freeze_encoder:
+            learnt: list[nn.Module] = [self.encoder, self.norm]
+            learnt += [self.inverse] if "inverse_dynamics" in self.loss_scales else []
+            nn.ModuleList(learnt).requires_grad_(False)
+            self.loss_scales = {"prediction": 1.0}
 
         search = {k: w[k] for k in ("horizon", "block", "iterations", "candidates", "elites")}
         if planner == "mppi":
@@ -256,14 +290,12 @@ class JEPAWorldModel(
         latents = self.embed(image).float()
         action, is_first = self.actions.encode(batch["action"]), batch["is_first"]
         targets = latents if self.target is None else self.target(image).float()
-        predicted = self.unroll(latents, action, is_first).float()
-        steps = predicted.shape[1]
-        goes_on = ~is_first[:, 1:]
-        error = (predicted - targets[:, 1 : steps + 1]).square().mean(-1)
-        losses = {"prediction": masked_mean(error, goes_on[:, :steps])}
-        losses |= self.regularize(latents, action, goes_on)
+        rollouts = self.rollouts(latents, action, is_first)
+        error = (rollouts.predicted - targets[:, rollouts.end]).square().mean(-1)
+        losses = {"prediction": masked_mean(error, rollouts.valid)}
+        losses |= self.regularize(latents, action, ~is_first[:, 1:])
         if self.logs_now:
-            self.log_metrics(self._metrics(latents, targets, is_first, losses["prediction"], steps))
+            self.log_metrics(self._metrics(latents, targets, rollouts, losses["prediction"]))
         return self.total_loss(losses, self.loss_scales)
 
     def embed(self, image: Tensor) -> Tensor:
@@ -275,6 +307,34 @@ class JEPAWorldModel(
         """The next latent (N, D) of a window; see `predictor.py`."""
         out: Tensor = self.norm(self.predictor(latents, actions, valid))
         return out
+
+    def rollouts(self, latents: Tensor, action: Tensor, is_first: Tensor) -> Rollouts:
+        """All that is predicted of sequences; arguments as for `unroll`."""
+        last = latents.shape[1] - 1
+        t = torch.arange(last + 1, device=latents.device)
+        if self.starts == "first":
+            predicted = self.unroll(latents, action, is_first).float()
+            before = t[: predicted.shape[1]]
+            begin = (is_first[:, before] * before).cummax(1).values  # of the episode
+            start = torch.maximum(begin, before.clamp(max=self.history - 1))
+            return Rollouts(predicted, start, before + 1, ~is_first[:, before + 1])
+        episode = is_first.long().cumsum(1)
+        current, rows = latents[:, :-1], len(latents)
+        parts = []
+        for steps in range(1, min(self.rollout, last) + 1):
+            start, end = t[: last + 1 - steps], t[steps:]
+            frames = current[:, start].flatten(0, 1).unsqueeze(1)
+            chosen = action[:, end - 1].flatten(0, 1).unsqueeze(1)
+            valid = torch.ones_like(chosen[..., 0], dtype=torch.bool)
+            current = self.predict(frames, chosen, valid).unflatten(0, (rows, -1))
+            same = episode[:, start] == episode[:, end]
+            parts.append(Rollouts(current.float(), start.expand(rows, -1), end, same))
+        return Rollouts(
+            torch.cat([part.predicted for part in parts], 1),
+            torch.cat([part.start for part in parts], 1),
+            torch.cat([part.end for part in parts]),
+            torch.cat([part.valid for part in parts], 1),
+        )
 
     def unroll(self, latents: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
         """Predicted latents (B, S, D) of steps 1 to S, S = min(T - 1, h - 1 + rollout).
@@ -332,18 +392,15 @@ class JEPAWorldModel(
 
     @torch.no_grad()
     def _metrics(
-        self, latents: Tensor, targets: Tensor, is_first: Tensor, prediction: Tensor, steps: int
+        self, latents: Tensor, targets: Tensor, rollouts: Rollouts, prediction: Tensor
     ) -> dict[str, Tensor]:
         """Whether latents collapse, and whether predicting is better than copying.
 
         What is copied is the newest real latent that the prediction knows of.
         """
-        t = torch.arange(steps, device=latents.device)
-        begin = (is_first[:, :steps] * t).cummax(1).values  # of the episode, within the batch
-        known = torch.maximum(begin, t.clamp(max=self.history - 1))
-        copied = latents.take_along_dim(known.unsqueeze(-1), 1)
-        error = (copied - targets[:, 1 : steps + 1]).square().mean(-1)
-        copy_loss = masked_mean(error, ~is_first[:, 1 : steps + 1])
+        copied = latents.take_along_dim(rollouts.start.unsqueeze(-1), 1)
+        error = (copied - targets[:, rollouts.end]).square().mean(-1)
+        copy_loss = masked_mean(error, rollouts.valid)
         std = latents.flatten(0, 1).std(0)
         return {
             "feature_std": std.mean(),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datamodules.errors import UserError
-from zoo.jepa_wm.encoder import Encoder
+from zoo.jepa_wm.encoder import Encoder, SpatialSoftmax
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -25,7 +25,7 @@ def test_the_small_encoder() -> None:
     assert parameters(Encoder("conv", (33, 33, 2), 64)) == convs + 800 * 64 + 64
 
 
-@pytest.mark.parametrize("kind", ["conv", "impala"])
+@pytest.mark.parametrize("kind", ["conv", "impala", "keypoints"])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (33, 40, 2), (64, 64, 3)])
 def test_any_size_and_any_leading_axes(kind: str, shape: tuple[int, int, int]) -> None:
     encoder = Encoder(kind, shape, 5)
@@ -46,13 +46,25 @@ def test_pixels_are_standardised_channel_by_channel() -> None:
     torch.testing.assert_close(encoder(image), expected)
 
 
-@pytest.mark.parametrize("kind", ["conv", "impala"])
+@pytest.mark.parametrize("kind", ["conv", "impala", "keypoints"])
 def test_a_moved_dot_is_another_latent(kind: str) -> None:
     torch.manual_seed(0)
     image = torch.zeros(2, 33, 33, 1, dtype=torch.uint8)
     image[0, 8, 8] = image[1, 24, 24] = 255  # pooling over places would not see it
     here, there = Encoder(kind, (33, 33, 1), 16)(image)
     assert (here - there).abs().max() > 1e-3
+
+
+def test_keypoints_are_where_a_channel_is_largest() -> None:
+    look = SpatialSoftmax(2)
+    torch.nn.init.constant_(look.sharpness, 3.0)
+    x = torch.zeros(1, 2, 5, 7)
+    x[0, 0, 4, 0], x[0, 1, 2, 6] = 9.0, 5.0
+    column, row, value = look(x).unflatten(1, (3, 2)).unbind(1)
+    torch.testing.assert_close(column, torch.tensor([[-1.0, 1.0]]))
+    torch.testing.assert_close(row, torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(value, torch.tensor([[9.0, 5.0]]))
+    torch.testing.assert_close(look(torch.zeros(1, 2, 5, 7)), torch.zeros(1, 6))
 
 
 def test_mistakes_are_named() -> None:

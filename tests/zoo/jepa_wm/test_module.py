@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ class TestLosses:
     def test_prediction_is_the_error_of_a_rollout_from_the_first_latent(
         self, batch: dict[str, Any]
     ) -> None:
-        model = build(rollout=4)
+        model = shake(build(rollout=4))
         model.training_step(batch, 0)
         real = latents(model, batch)
         z, errors = real[:, 0], []
@@ -64,7 +65,7 @@ class TestLosses:
         torch.testing.assert_close(model.last_losses["prediction"], expected.detach())
 
     def test_a_rollout_begins_anew_where_an_episode_does(self, bordered: dict[str, Any]) -> None:
-        model = build()
+        model = shake(build())
         model.training_step(bordered, 0)
         real, errors = latents(model, bordered), []
         for row in range(ROWS):
@@ -79,6 +80,29 @@ class TestLosses:
         assert len(errors) == ROWS * (STEPS - 1) - 1
         expected = torch.stack(errors).mean()
         torch.testing.assert_close(model.last_losses["prediction"], expected.detach())
+
+    @pytest.mark.parametrize("predictor", ["mlp", "recurrent"])
+    def test_rollouts_may_begin_at_all_steps(
+        self, predictor: str, bordered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found: dict[str, Any] = {}
+        monkeypatch.setattr(JEPAWorldModel, "logs_now", True)
+        monkeypatch.setattr(JEPAWorldModel, "log_metrics", lambda _, m: found.update(m))
+        model = shake(build(starts="all", rollout=3, predictor=predictor))
+        model.training_step(bordered, 0)
+        real, errors, copies = latents(model, bordered), [], []
+        for row, start in product(range(ROWS), range(STEPS - 1)):
+            z = real[row : row + 1, start]
+            for t in range(start, min(start + 3, STEPS - 1)):
+                if bordered["is_first"][row, t + 1]:
+                    break
+                action = bordered["action"][row : row + 1, t : t + 1]
+                z = model.norm(model.predictor(z[:, None], action, VALID[:1]))
+                errors.append((z - real[row, t + 1]).square().mean())
+                copies.append((real[row, start] - real[row, t + 1]).square().mean())
+        expected = torch.stack(errors).mean()
+        torch.testing.assert_close(model.last_losses["prediction"], expected.detach())
+        torch.testing.assert_close(found["copy_ratio"], expected / torch.stack(copies).mean())
 
     def test_a_transformer_has_three_real_frames_then_its_own(self, batch: dict[str, Any]) -> None:
         model = shake(build(predictor="transformer", rollout=2))
@@ -258,6 +282,15 @@ class TestParts:
         learning = {id(p) for g in optimizer(model).param_groups for p in g["params"]}
         assert not learning & {id(p) for p in model.target.parameters()}
 
+    def test_of_a_frozen_encoder_only_the_predictor_learns(self, batch: dict[str, Any]) -> None:
+        model = shake(build(freeze_encoder=True))
+        model.training_step(batch, 0).backward()
+        assert model.last_losses.keys() == {"prediction"}
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == name.startswith("predictor."), name
+        joint = build().state_dict()
+        model.load_state_dict(joint)  # which fine-tuning does
+
     def test_planners(self) -> None:
         assert build(init_std=0.5).planner == CEM(**PLAN, init_std=0.5)
         model = build(planner="mppi", temperature=3.0)
@@ -293,11 +326,13 @@ class TestParts:
         ("wrong", "message"),
         [
             ({"predictor": "transformer", "heads": 3}, "latent of 8 is not divisible by 3 heads"),
-            ({"encoder": "vit"}, "no encoder 'vit': choose one of conv, impala"),
+            ({"encoder": "vit"}, "no encoder 'vit': choose one of conv, impala, keypoints"),
             ({"predictor": "lstm"}, "no predictor 'lstm'"),
             ({"prevention": "hope"}, "no prevention 'hope'"),
             ({"planner": "adam"}, "no planner 'adam'"),
             ({"cost": "mean"}, "no cost 'mean'"),
+            ({"starts": "some"}, "no starts 'some'"),
+            ({"starts": "all", "predictor": "transformer"}, "starts=all needs a predictor that"),
             ({"variance": -1.0}, "variance of at least 0, got -1"),
             ({"rollout": 0}, "rollout > 0, got 0"),
             ({"anneal": 5, "warmup": 5}, r"anneal above warmup \(5\) or 0, got 5"),

@@ -64,6 +64,8 @@ def test_one_frame_is_all_that_they_see(window: tuple[Tensor, Tensor], kind: str
         if kind == "recurrent"
         else ResidualPredictor(LATENT, ACTION, 16)
     )
+    for parameter in predictor.parameters():
+        nn.init.normal_(parameter)
     latents, actions = window
     assert predictor.history == 1
     short = predictor(latents[:, -1:], actions[:, -1:], ALL[:, -1:])
