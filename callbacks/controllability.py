@@ -162,7 +162,10 @@ def gather_steps(
 
 
 def measure(model: Any, steps: Steps, horizon: int) -> dict[str, float]:
-    """The metrics of `Controllability`, by their names there; random actions are torch's."""
+    """The metrics of `Controllability`, by their names there; random actions are torch's.
+
+    Continuous latent actions have no codes, and their random ones are those of another clip.
+    """
     (key,) = model.spec.images
     actions, pictures, tokens, deltas = [], [], [], []
     discrete = model.num_latent_actions > 1
@@ -178,17 +181,20 @@ def measure(model: Any, steps: Steps, horizon: int) -> dict[str, float]:
         if discrete:
             taken = found[:, -horizon:]
             other = torch.randint_like(taken, model.num_latent_actions)
-            start = {name: value[:, -1 - horizon] for name, value in states.items()}
-            deltas.append(delta_t_psnr(model, start, truth[:, -1], taken, other).cpu())
+        else:  # there is no uniform choice of vectors: random ones are those of other clips
+            taken = states["actions"][:, -horizon:, -1]
+            other = taken.roll(1, 0)
+        start = {name: value[:, -1 - horizon] for name, value in states.items()}
+        deltas.append(delta_t_psnr(model, start, truth[:, -1], taken, other).cpu())
     latent = torch.cat(actions)
     shown = torch.stack(pictures).sum(0) / len(latent)
     metrics = {"tokenizer_psnr": float(shown[0]), "tokenizer_ssim": float(shown[1])}
     if tokens and hasattr(model, "num_codes"):
         used, perplexity = code_use(torch.cat(tokens), model.num_codes)
         metrics |= {"codes_used": used, "code_perplexity": perplexity}
+    metrics["delta_t_psnr"] = float(torch.cat(deltas).mean())
     if not discrete:
         return metrics
-    metrics["delta_t_psnr"] = float(torch.cat(deltas).mean())
     metrics["latent_action_perplexity"] = code_use(latent, model.num_latent_actions)[1]
     if steps.action is not None:
         metrics["latent_action_purity"] = purity(latent, steps.action)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from small_genie import batch, build, video
 from torch import Tensor
 
+from callbacks.controllability import Steps, measure
 from datamodules import UserError
 
 
@@ -141,3 +144,25 @@ def test_continuous_actions_are_given_as_vectors() -> None:
     assert torch.equal(model.imagine(start, vectors, 3).action, vectors)
     with pytest.raises(UserError, match="have no codes"):
         model.imagine(start, torch.zeros(2, 3, dtype=torch.int64), 3)
+
+
+def test_random_continuous_actions_are_those_of_other_clips(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, asked = build(action_quantizer="none").eval(), []
+    imagine = model.imagine
+
+    def spy(start: Any, actions: Tensor, horizon: int) -> Any:
+        asked.append(actions)
+        return imagine(start, actions, horizon)
+
+    monkeypatch.setattr(model, "imagine", spy)
+    clips = video(6, clips=3)
+    found = measure(model, Steps(clips, None, None), 2)
+    assert found.keys() >= {"delta_t_psnr", "tokenizer_psnr"}
+    assert not {"latent_action_purity", "latent_action_perplexity"} & found.keys()
+    own, other = asked
+    frames = clips[:, 2:].float() / 255  # the window that an action is inferred from
+    expected = model.latent_actions.infer(frames).vectors[:, -1]
+    torch.testing.assert_close(own[:, -1], expected)
+    assert torch.equal(other, own[[2, 0, 1]])
