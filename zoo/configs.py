@@ -166,6 +166,8 @@ def _learn_from(config: Config, source: str) -> None:
     """Puts recorded data in the place of an environment, with what the two have in common."""
     data = config.get("data") or {}
     if data.get("class_path") in RECORDED_DATA:
+        if (data.get("init_args") or {}).get("source") not in (None, source):
+            _forget_env(config)
         set_option(config, "data.init_args.source", source)
         return
     before = data.get("init_args") or {}
@@ -176,6 +178,12 @@ def _learn_from(config: Config, source: str) -> None:
     config["data"] = {"class_path": class_path, "init_args": {**kept, "source": source}}
     budget(config)["env_steps"] = None
     config["zoo"]["preset"] = _folder_name(source)
+
+
+def _forget_env(config: Config) -> None:
+    """Callbacks shall not measure other data in the environment that the preset's came from."""
+    for entry in (config.get("trainer") or {}).get("callbacks") or []:
+        (entry.get("init_args") or {}).pop("env", None)
 
 
 def _folder_name(name: str) -> str:

@@ -61,11 +61,16 @@ def over_clips(
 
 
 def reject_longer(video: Tensor, frames: int) -> None:
-    """Refuses clips (B, T, ...) of more than so many frames.
+    """Refuses clips (B, T, ...) of one frame, or of more than so many.
 
     Raises:
-        UserError: T is above `frames`.
+        UserError: T is below 2 or above `frames`.
     """
+    if video.shape[1] < 2:
+        raise UserError(
+            "Genie learns what happens between frames, and a batch has clips of one: set "
+            f"--data.clip_length {frames}"
+        )
     if video.shape[1] > frames:
         raise UserError(
             f"Genie has positions for {frames} frames, and a batch has clips of "

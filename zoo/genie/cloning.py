@@ -143,7 +143,16 @@ class ActionMap(nn.Module):
 
     @torch.no_grad()
     def add(self, latent: Tensor, real: Tensor, most: float = torch.inf) -> None:
-        """Counts pairs (N,) of actions, as long as there are fewer than `most` in all."""
+        """Counts pairs (N,) of actions, as long as there are fewer than `most` in all.
+
+        Raises:
+            UserError: real actions that there are not.
+        """
+        wrong = real[(real < 0) | (real >= self.real)]
+        if len(wrong):
+            raise UserError(
+                f"there is no action {int(wrong[0])}: the data's are from 0 to {self.real - 1}"
+            )
         room = most - float(self.steps)
         if room < len(latent):
             latent, real = latent[: int(room)], real[: int(room)]

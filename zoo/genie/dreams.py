@@ -92,6 +92,8 @@ class Dreams:
         tokens, seen = state["tokens"], state["frames"]
         grown = (seen[:, :-1] + 1).clamp(max=self.window)
         follow = torch.equal(tokens[:, 1:, :-1], tokens[:, :-1, 1:])
+        if self.window == 1:  # windows of one frame do not tell
+            follow = seen.shape[1] == 1
         if not (follow and torch.equal(seen[:, 1:], grown)):
             alone = {key: value.flatten(0, 1)[:, None] for key, value in state.items()}
             return self.decode(alone)[:, 0].unflatten(0, seen.shape)
@@ -137,7 +139,7 @@ class Dreams:
                 f"latent actions for {count} dreams are codes of shape {(count,)} as int64, got "
                 f"{action.dtype} of shape {tuple(action.shape)}"
             )
-        vectors = quantizer.lookup(action.clamp(0, quantizer.size - 1))
+        vectors = quantizer.lookup(action.long().clamp(0, quantizer.size - 1))
         wrong = action[(action < 0) | (action >= quantizer.size)]
         if len(wrong):
             raise UserError(

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from datamodules.errors import UserError
 from datamodules.spec import Spec
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.genie.clips import only_image, over_clips, pixels, psnr, reject_batch, reject_longer
@@ -75,6 +76,7 @@ class Genie(
         codes, code_width: size and width of the tokenizer's codebook.
         tokenizer_quantizer: "vq", or "fsq" with `code_levels`.
         code_levels: levels of each number of a code; their product is the number of codes.
+        normalize_codes: standardise what the tokenizer quantises over the batch (ours).
         action_model: "st-transformer", or "convolutional" (ours).
         action_patch: side of the patches of the latent action model.
         action_channels: of the convolutional one.
@@ -82,7 +84,7 @@ class Genie(
         action_quantizer: "vq", "fsq" with `action_levels`, or "none": continuous actions, to see
             what leaks through them.
         action_levels: levels of each number of a latent action.
-        normalize_actions: standardise latent actions over the batch before quantisation (ours).
+        normalize_actions: standardise latent actions likewise.
         residual: the latent action model predicts changes of pixels (ours).
         commitment: weight of the commitment losses, beside squared errors in units of the variance
             of what is predicted.
@@ -125,6 +127,7 @@ class Genie(
         code_width: int = 32,
         tokenizer_quantizer: Literal["vq", "fsq"] = "vq",
         code_levels: list[int] | None = None,
+        normalize_codes: bool = False,
         action_model: Literal["st-transformer", "convolutional"] = "st-transformer",
         action_patch: int = 16,
         action_channels: int = 64,
@@ -172,7 +175,9 @@ class Genie(
 
         self.image_key, image = only_image(self.spec)
         patches = Patches(image, patch)
-        codebook = make_quantizer(tokenizer_quantizer, codes, code_width, code_levels)
+        codebook = make_quantizer(
+            tokenizer_quantizer, codes, code_width, code_levels, normalize_codes
+        )
         encoder, decoder = shapes["tokenizer_encoder"], shapes["tokenizer_decoder"]
         self.tokenizer = Tokenizer(patches, encoder, decoder, frames, codebook)
         actions = make_quantizer(
@@ -237,7 +242,8 @@ class Genie(
             return self._tokenizer_losses(pixels(video))
         if stage == "world":
             return self._world_losses(pixels(video))
-        if self.training and self.action_map.real and "action" in batch:
+        labelled = "action" in batch and batch["action"].dim() == 2  # not several for a frame
+        if self.training and self.action_map.real and labelled:
             self.map_actions(video, batch["action"])
         return self._policy_losses(pixels(video))
 
@@ -392,8 +398,13 @@ class Genie(
             steps: passes through the dynamics for each frame; by default those of the model.
 
         Raises:
-            UserError: latent actions that there are not.
+            UserError: latent actions that there are not, or fewer than `horizon`.
         """
+        if isinstance(actions, Tensor) and actions.shape[1] < horizon:
+            raise UserError(
+                f"Genie was to dream {horizon} frames by {actions.shape[1]} latent actions: give "
+                "one for each"
+            )
         temperature = self.temperature if temperature is None else temperature
         choose = self._cloned if actions is None else actions
         states, taken = [], []

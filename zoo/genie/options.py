@@ -18,7 +18,7 @@ AT_LEAST_0 = (
     *("tokenizer_updates", "world_updates", "policy_updates"),
     *("tokenizer_final_lr", "world_final_lr", "action_final_lr"),
     *("tokenizer_warmup", "world_warmup"),
-    *("commitment", "clip", "temperature", "labelled_steps"),
+    *("commitment", "clip", "temperature", "labelled_steps", "weight_decay"),
 )
 CHOICES = {
     "tokenizer_quantizer": ("vq", "fsq"),
@@ -45,10 +45,15 @@ def reject_mistakes(options: Mapping[str, Any], known: Mapping[str, Parameter]) 
     reject_outside("Genie", 0, math.inf, **zeros)
     reject_outside("Genie", 2, math.inf, frames=options["frames"])
     reject_outside("Genie", 2, math.inf, action_channels=options["action_channels"])
-    last = max(0, options["world_updates"] - 1)
-    reject_outside("Genie", 0, last, action_updates=options["action_updates"])
+    if options["world_updates"]:
+        last = options["world_updates"] - 1
+        reject_outside("Genie", 0, last, action_updates=options["action_updates"])
     reject_outside("Genie", 0, 1, token_noise=options["token_noise"])
+    for name in ("mask_rates", "betas"):
+        if len(options[name]) != 2:
+            raise UserError(f"Genie needs {name} of two numbers, got {list(options[name])}")
     low, high = options["mask_rates"]
+    reject_unless_positive("Genie", mask_rates=high)
     reject_outside("Genie", 0, high, mask_rates=low)
     reject_outside("Genie", 0, 1, mask_rates=high)
     _reject_idle(options, known)

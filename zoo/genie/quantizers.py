@@ -71,6 +71,11 @@ class Quantizer(nn.Module):
     def quantize(self, flat: Tensor) -> Quantized:
         """Quantises (N, D)."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether what is quantised moves codebook and statistics: in training steps only."""
+        return self.training and torch.is_grad_enabled()
+
     def forward(self, z: Tensor) -> Quantized:
         """Quantises vectors (..., D), in float32."""
         with torch.autocast(z.device.type, enabled=False):
@@ -78,7 +83,7 @@ class Quantizer(nn.Module):
             if self.norm is not None:
                 flat = self._normalized(flat)
             codes, vectors, commitment = self.quantize(flat)
-            if self.training:
+            if self.learns:
                 self.learn(flat.detach(), codes)
         return Quantized(
             codes.unflatten(0, z.shape[:-1]), vectors.unflatten(0, z.shape[:-1]), commitment
@@ -87,8 +92,9 @@ class Quantizer(nn.Module):
     def _normalized(self, flat: Tensor) -> Tensor:
         """Standardised over the batches of all ranks, with gradients through their statistics."""
         assert self.norm is not None
-        joined: Tensor = self.norm(gather_ranks(flat) if self.training else flat)
-        return own_rows(joined) if self.training else joined
+        if self.learns:
+            return own_rows(self.norm(gather_ranks(flat)))
+        return F.batch_norm(flat, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
 
     @torch.no_grad()
     def learn(self, flat: Tensor, codes: Tensor) -> Tensor:

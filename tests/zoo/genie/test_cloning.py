@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from datamodules import UserError
 from zoo.genie.cloning import ActionMap, Clone, spans
 from zoo.genie.patches import Patches
 from zoo.nets.st_transformer import Shape
@@ -36,6 +38,11 @@ def test_the_dictionary_counts_until_it_has_enough() -> None:
     assert dictionary.steps == 6
     dictionary.forget()
     assert dictionary.steps == 0
+
+
+def test_actions_that_there_are_not_are_refused() -> None:
+    with pytest.raises(UserError, match="no action 2: the data's are from 0 to 1"):
+        ActionMap(3, 2).add(torch.tensor([0, 1]), torch.tensor([1, 2]))
 
 
 def test_translations_have_the_frequencies_of_the_labels() -> None:

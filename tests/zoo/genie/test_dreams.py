@@ -110,6 +110,21 @@ def test_states_that_follow_one_another_are_decoded_as_one_clip() -> None:
         torch.testing.assert_close(shuffled[:, [place]], alone, atol=1e-5, rtol=0)
 
 
+def test_windows_of_one_frame_are_decoded_alone() -> None:
+    model = build(frames=2).eval()
+    states = {key: value[:, 1:] for key, value in model.observe(batch(5)).items()}
+    alone = {key: value.flatten(0, 1)[:, None] for key, value in states.items()}
+    expected = model.decode(alone)["image"][:, 0].unflatten(0, (2, 4))
+    torch.testing.assert_close(model.decode(states)["image"], expected)
+
+
+def test_a_dream_needs_an_action_for_each_frame() -> None:
+    model = build().eval()
+    start = {key: value[:, -1] for key, value in model.observe(batch()).items()}
+    with pytest.raises(UserError, match="dream 3 frames by 2 latent actions"):
+        model.imagine(start, torch.zeros(2, 2, dtype=torch.int64), 3)
+
+
 def test_decoding_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build().eval()
     state = model.observe({"obs": {"image": video(6, clips=5)}})

@@ -361,6 +361,24 @@ def test_mistakes_are_named() -> None:
             build(**options)
     with pytest.raises(UserError, match="needs action_updates from 0 to 1, got 2"):
         build(action_updates=2)
+    build(action_updates=2, world_updates=0)  # a policy from the weights of another training
+    with pytest.raises(UserError, match=r"mask_rates of two numbers, got \[0.5\]"):
+        build(mask_rates=[0.5])
+    with pytest.raises(UserError, match="mask_rates > 0"):
+        build(mask_rates=[0.0, 0.0])
+    with pytest.raises(UserError, match="weight_decay of at least 0, got -1"):
+        build(weight_decay=-1.0)
+
+
+def test_clips_of_one_frame_teach_nothing() -> None:
+    with pytest.raises(UserError, match=r"clips of one: set --data.clip_length 4"):
+        build().validation_step(batch(1), 0)
+
+
+def test_labels_of_several_actions_for_a_frame_are_not_read() -> None:
+    model = build(GAME, tokenizer_updates=0, world_updates=0)
+    model._losses(batch(action=torch.zeros(2, 4, 2, dtype=torch.int64)))
+    assert model.action_map.steps == 0
 
 
 def test_weights_of_silent_video_fit_a_model_of_a_game(tmp_path: Path) -> None:

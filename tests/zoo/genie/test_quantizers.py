@@ -16,6 +16,7 @@ from zoo.genie.quantizers import (
     FiniteScalarQuantizer,
     Quantizer,
     VectorQuantizer,
+    make_quantizer,
 )
 
 
@@ -182,6 +183,20 @@ def test_continuous_vectors_pass_and_have_no_codes() -> None:
     assert torch.equal(quantizer(z).vectors, z)
     with pytest.raises(UserError, match="have no codes"):
         quantizer.lookup(torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kind", ["vq", "fsq"])
+def test_looking_teaches_nothing(kind: str) -> None:
+    quantizer = make_quantizer(kind, 8, 3, [2, 2, 2], normalize=True)
+    quantizer(torch.randn(64, 3))
+    before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    with torch.no_grad():
+        seen = quantizer(torch.randn(1, 3)).codes  # one alone has no deviation
+    assert seen.shape == (1,)
+    for key, value in quantizer.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    quantizer(torch.randn(64, 3))
+    assert not torch.equal(quantizer.seen, before["seen"])
 
 
 def test_levels_and_sizes_are_checked() -> None:
