@@ -26,7 +26,7 @@ def choose_widths(
 def reject_unless_positive(model: str, **values: float) -> None:
     """Raises a UserError that names the first value that is not above zero."""
     for key, value in values.items():
-        if value <= 0:
+        if not value > 0:  # NaN, too
             raise UserError(f"{model} needs {key} > 0, got {value}")
 
 

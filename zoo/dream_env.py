@@ -447,6 +447,8 @@ class _Dream:
                     f"the sequences to start dreams from lack the observations {missing}: take "
                     "them from the task that the model was made for"
                 )
+            for key, spec in self.spec.obs.items():
+                _reject_other(key, batch["obs"][key], spec)
             batch = move_data_to_device(batch, self.device)
             states = self.model.observe(batch)
             may = may_start(batch, context, first_only)
@@ -534,13 +536,28 @@ def _checked(actions: Any, space: gym.Space) -> np.ndarray:
     Raises:
         UserError: a wrong shape, an action that does not exist, or not a number.
     """
-    array = np.asarray(actions, space.dtype)
+    array = np.asarray(actions)
+    whole = np.issubdtype(space.dtype, np.integer)
+    if whole and array.dtype.kind == "f" and (array % 1 != 0).any():
+        raise UserError(f"the actions {array.tolist()} are no whole numbers, as {space} has")
+    array = array.astype(space.dtype)
     # The batched space of multi-discrete actions is a Box, too, but of integers.
     if isinstance(space, Box) and array.dtype.kind == "f" and array.shape == space.shape:
         array = np.clip(array, space.low, space.high)
     if not space.contains(array):
         raise UserError(f"the actions {array.tolist()} are not in the action space {space}")
     return array
+
+
+def _reject_other(key: str, value: Tensor, spec: ArraySpec) -> None:
+    """Raises a UserError for an observation (B, T, ...) that the model was not made for."""
+    of_image = value.dtype == torch.uint8 if spec.is_image else True
+    if tuple(value.shape[2:]) != tuple(spec.shape) or not of_image:
+        raise UserError(
+            f"'{key}' of the sequences to start dreams from is {value.dtype} of shape "
+            f"{tuple(value.shape)}, but the model was made for (B, T) of {spec.dtype} "
+            f"{tuple(spec.shape)}: take sequences of its task"
+        )
 
 
 def _action_space(model: Any) -> gym.Space:

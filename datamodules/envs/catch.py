@@ -80,7 +80,13 @@ class Catch(gym.Env):
         return self.render(), self._info()
 
     def step(self, action: int) -> StepResult:
-        """Moves the paddle; the ball falls, or a new one appears."""
+        """Moves the paddle; the ball falls, or a new one appears.
+
+        Raises:
+            UserError: an action that there is not.
+        """
+        if not self.action_space.contains(action):
+            raise UserError(f"Catch has no action {action}: choose from 0 to {len(MOVES) - 1}")
         limit = self.size - PADDLE_WIDTH * self.scale
         self.paddle[0] = np.clip(self.paddle[0] + MOVES[action] * PACE * self.scale, 0, limit)
         if self.fallen == self.steps_per_ball:

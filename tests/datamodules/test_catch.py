@@ -100,3 +100,11 @@ def test_the_factory_makes_it_and_draws_it_to_size() -> None:
 def test_refuses(bad: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         Catch(**bad)
+
+
+@pytest.mark.parametrize("action", [-1, 3])
+def test_actions_that_there_are_not_are_refused(action: int) -> None:
+    env = Catch()
+    env.reset(seed=0)
+    with pytest.raises(UserError, match=f"Catch has no action {action}: choose from 0 to 2"):
+        env.step(action)

@@ -595,3 +595,9 @@ def test_dreams_of_latent_actions_are_played_by_these(action: ActionSpec | None)
     assert obs.shape == (2, *image.shape)
     with pytest.raises(UserError, match="are not in the action space"):
         envs.step(np.array([0, 5]))
+    with pytest.raises(UserError, match=r"\[0.0, 1.9\] are no whole numbers"):
+        envs.step(np.array([0.0, 1.9]))
+    with pytest.raises(UserError, match=r"float32 of shape .* was made for \(B, T\) of uint8"):
+        DreamEnv(model, {**starts, "obs": {"image": video.float() / 255}})
+    with pytest.raises(UserError, match="take sequences of its task"):
+        DreamEnv(model, {**starts, "obs": {"image": video[:, :, 1:]}})

@@ -78,6 +78,7 @@ SIZES = {
     ),
 }
 PARTS = ("denoiser", "reward_end_model", "actor_critic")
+MOST_LOG_SIGMA = 20.0
 CLIPS = {"denoiser": 1.0, "reward_end_model": 100.0, "actor_critic": 100.0}
 
 
@@ -152,7 +153,7 @@ class Diamond(
         super().__init__(spec)
         first_updates = _counts("first_updates", first_updates)
         epoch_updates = _counts("epoch_updates", epoch_updates)
-        sampler = sampler if isinstance(sampler, str) else dict(sampler)
+        sampler = dict(sampler) if isinstance(sampler, Mapping) else sampler
         self.keep_hyperparameters(locals())
         reject_fractions("Diamond", past=past, autoregressive_steps=autoregressive_steps)
         reject_fractions("Diamond", horizon=horizon, dreams=dreams, warmup=warmup)
@@ -164,6 +165,7 @@ class Diamond(
         at_least_0 |= {"autoregressive_steps": autoregressive_steps, "entropy": entropy}
         reject_outside("Diamond", 0, math.inf, **at_least_0, weight_decay=weight_decay)
         reject_outside("Diamond", 0, math.inf, warmup=warmup)
+        reject_outside("Diamond", -MOST_LOG_SIGMA, MOST_LOG_SIGMA, sigma_loc=sigma_loc)
         reject_outside("Diamond", 0, 1, discount=discount, lam=lam, exploration=exploration)
         if not sum(epoch_updates):
             raise UserError(

@@ -17,6 +17,8 @@ from torch import Tensor
 from datamodules.errors import UserError
 from zoo.arguments import reject_fractions, reject_outside, reject_unknown, reject_unless_positive
 
+MOST_SIGMA = 1e6  # beyond it float32 keeps nothing of a frame
+
 
 def karras_sigmas(
     steps: int, sigma_min: float = 2e-3, sigma_max: float = 5.0, rho: float = 7.0
@@ -41,7 +43,8 @@ class Sampler:
     """Solves the probability-flow equation dx / dsigma = (x - D(x, sigma)) / sigma.
 
     Args:
-        steps: noise levels; each costs one call of the denoiser, with order 2 all but the last two.
+        steps: noise levels; with order 1 each costs one call of the denoiser, with order 2 they
+            cost 2 steps - 1 together.
         sigma_min, sigma_max, rho: see `karras_sigmas`.
         order: 1 (Euler) or 2 (Heun).
         start_std: standard deviation of the noise to start from. Theory would have sigma_max; 1 is
@@ -64,7 +67,7 @@ class Sampler:
         reject_outside("Sampler", 1, float("inf"), steps=self.steps)
         positive = {"sigma_min": self.sigma_min, "rho": self.rho, "start_std": self.start_std}
         reject_unless_positive("Sampler", **positive)
-        reject_outside("Sampler", self.sigma_min, float("inf"), sigma_max=self.sigma_max)
+        reject_outside("Sampler", self.sigma_min, MOST_SIGMA, sigma_max=self.sigma_max)
         reject_outside("Sampler", 1, 2, order=self.order)
 
     @torch.no_grad()
@@ -117,6 +120,11 @@ def make_sampler(chosen: str | Mapping[str, Any]) -> Sampler:
     if isinstance(chosen, str):
         reject_unknown("Diamond", SAMPLERS, sampler=chosen)
         return SAMPLERS[chosen]
+    if not isinstance(chosen, Mapping):
+        raise UserError(
+            f"Diamond has no sampler {chosen}: give one of {', '.join(SAMPLERS)}, or arguments "
+            "such as {steps: 3}"
+        )
     known = [field.name for field in fields(Sampler)]
     for key in chosen:
         if key not in known:

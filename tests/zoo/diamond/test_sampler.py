@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.envs.catch import Catch
+from datamodules.envs.catch import DRIFT, Catch
 from datamodules.errors import UserError
 from zoo.diamond.denoiser import preconditioners, quantise, to_float
 from zoo.diamond.sampler import SAMPLERS, Sampler, karras_sigmas
@@ -60,29 +60,34 @@ def catch_frames() -> Tensor:
     return to_float(torch.stack(images)).flatten(2)
 
 
-def exact(frames: Tensor, chance: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """The best denoiser where with this chance there is a new ball, all its places alike.
+def exact(frames: Tensor, chances: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The best denoiser where each of the frames has its chance.
 
     The noise is that of training, of pixels (sigma) and of whole channels (0.3).
     """
-    weights = torch.cat([torch.full((31,), chance / 31), torch.tensor([1 - chance])])
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         level, pixels = float(sigma[0]), frames.shape[2]
         far = torch.cdist(x.flatten(1), frames.flatten(1)).square()
         common = (x.sum(2)[:, None] - frames.sum(2)).square().sum(2)
         far = (far - 0.09 * common / (level**2 + pixels * 0.09)) / level**2
-        mean = (weights.log() - far / 2).softmax(1) @ frames.flatten(1)
+        mean = (chances.log() - far / 2).softmax(1) @ frames.flatten(1)
         return quantise(mean.view_as(x))
 
     return denoise
+
+
+def balls_with(chance: float) -> Tensor:
+    """(32,): with this chance there is a new ball, all its places alike."""
+    return torch.cat([torch.full((31,), chance / 31), torch.tensor([1 - chance])])
 
 
 def new_balls(chance: float, sampler: Sampler, count: int = 400) -> Tensor:
     """Share of frames in which a new ball is seen at each column of its first row, (32,)."""
     torch.manual_seed(0)
     frames = catch_frames()
-    found = sampler(exact(frames, chance), sampler.start_noise((count, *frames.shape[1:])))
+    denoise = exact(frames, balls_with(chance))
+    found = sampler(denoise, sampler.start_noise((count, *frames.shape[1:])))
     return (found[:, 0, :32] > 0).float().mean(0)
 
 
@@ -105,9 +110,30 @@ def test_what_may_appear_does_so_only_with_the_faithful_sampler(
     assert float(found) == pytest.approx(share, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "straight"),
+    [(SAMPLERS["published"], 0.95), (Sampler(start_std=5.0), 0.38), (SAMPLERS["faithful"], 0.28)],
+)
+def test_a_fresh_ball_falls_straight_in_published_dreams(sampler: Sampler, straight: float) -> None:
+    """One frame does not tell its drift, of which there are three alike."""
+    env = Catch()
+    env.reset(seed=0)
+    env.paddle[0] = 0
+    images = []
+    for drift in (-1, 0, 1):
+        env.ball = np.array([16 + drift * DRIFT * env.scale, env.fall])
+        images.append(torch.from_numpy(env.render()))
+    frames = to_float(torch.stack(images)).flatten(2)
+    torch.manual_seed(0)
+    start = sampler.start_noise((600, *frames.shape[1:]))
+    found = sampler(exact(frames, torch.full((3,), 1 / 3)), start)
+    nearest = torch.cdist(found.flatten(1), frames.flatten(1)).argmin(1)
+    assert float((nearest == 1).float().mean()) == pytest.approx(straight, abs=0.06)
+
+
 def test_a_start_of_deviation_1_shows_the_network_what_it_never_saw() -> None:
     frames = catch_frames()
-    denoise = exact(frames, 1.0)
+    denoise = exact(frames, balls_with(1.0))
     inputs: list[tuple[float, float]] = []
 
     def watch(x: Tensor, sigma: Tensor) -> Tensor:
