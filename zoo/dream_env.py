@@ -540,7 +540,7 @@ def _checked(actions: Any, space: gym.Space) -> np.ndarray:
     whole = np.issubdtype(space.dtype, np.integer)
     if whole and array.dtype.kind == "f" and (array % 1 != 0).any():
         raise UserError(f"the actions {array.tolist()} are no whole numbers, as {space} has")
-    array = array.astype(space.dtype)
+    array = array.astype(space.dtype, copy=False)
     # The batched space of multi-discrete actions is a Box, too, but of integers.
     if isinstance(space, Box) and array.dtype.kind == "f" and array.shape == space.shape:
         array = np.clip(array, space.low, space.high)
@@ -551,8 +551,8 @@ def _checked(actions: Any, space: gym.Space) -> np.ndarray:
 
 def _reject_other(key: str, value: Tensor, spec: ArraySpec) -> None:
     """Raises a UserError for an observation (B, T, ...) that the model was not made for."""
-    of_image = value.dtype == torch.uint8 if spec.is_image else True
-    if tuple(value.shape[2:]) != tuple(spec.shape) or not of_image:
+    unlike = spec.is_image and value.dtype != torch.uint8
+    if unlike or tuple(value.shape[2:]) != tuple(spec.shape):
         raise UserError(
             f"'{key}' of the sequences to start dreams from is {value.dtype} of shape "
             f"{tuple(value.shape)}, but the model was made for (B, T) of {spec.dtype} "

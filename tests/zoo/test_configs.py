@@ -99,6 +99,8 @@ def test_recorded_data_is_read_as_the_model_wants_it() -> None:
         assert data["class_path"] == kind
         assert data["init_args"]["source"] == "my-data"
     assert configs.compose("i-jepa/sprites", source="x")["data"]["init_args"]["clip_length"] == 1
+    with pytest.raises(UserError, match="learns from offline or video data: it takes no --env"):
+        configs.compose("v-jepa", env="CartPole-v1")
 
 
 def test_other_data_is_not_measured_in_the_environment_of_the_presets() -> None:
@@ -109,8 +111,6 @@ def test_other_data_is_not_measured_in_the_environment_of_the_presets() -> None:
 
     assert envs("data/sprites") == ["zoo/Sprites-v0"]
     assert envs("my-videos") == []
-    with pytest.raises(UserError, match="learns from offline or video data: it takes no --env"):
-        configs.compose("v-jepa", env="CartPole-v1")
 
 
 def test_a_model_alone_does_not_say_what_to_train_on() -> None:

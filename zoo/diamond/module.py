@@ -78,7 +78,7 @@ SIZES = {
     ),
 }
 PARTS = ("denoiser", "reward_end_model", "actor_critic")
-MOST_LOG_SIGMA = 20.0
+MOST_LOG_SIGMA = 20.0  # exp of it is as much noise as float32 can tell from more
 CLIPS = {"denoiser": 1.0, "reward_end_model": 100.0, "actor_critic": 100.0}
 
 

@@ -60,7 +60,7 @@ def over_clips(
     return torch.cat(pieces, 1)
 
 
-def reject_longer(video: Tensor, frames: int) -> None:
+def reject_lengths(video: Tensor, frames: int) -> None:
     """Refuses clips (B, T, ...) of one frame, or of more than so many.
 
     Raises:

@@ -91,9 +91,9 @@ class Dreams:
         """
         tokens, seen = state["tokens"], state["frames"]
         grown = (seen[:, :-1] + 1).clamp(max=self.window)
-        follow = torch.equal(tokens[:, 1:, :-1], tokens[:, :-1, 1:])
-        if self.window == 1:  # windows of one frame do not tell
-            follow = seen.shape[1] == 1
+        # Windows of one frame do not tell whether they follow one another.
+        tells = self.window > 1 or seen.shape[1] == 1
+        follow = tells and torch.equal(tokens[:, 1:, :-1], tokens[:, :-1, 1:])
         if not (follow and torch.equal(seen[:, 1:], grown)):
             alone = {key: value.flatten(0, 1)[:, None] for key, value in state.items()}
             return self.decode(alone)[:, 0].unflatten(0, seen.shape)

@@ -26,7 +26,7 @@ from torch.optim import AdamW, Optimizer
 from datamodules.errors import UserError
 from datamodules.spec import Spec
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
-from zoo.genie.clips import only_image, over_clips, pixels, psnr, reject_batch, reject_longer
+from zoo.genie.clips import only_image, over_clips, pixels, psnr, reject_batch, reject_lengths
 from zoo.genie.cloning import (
     MOST_FRAMES,
     ActionMap,
@@ -237,7 +237,7 @@ class Genie(
     def _losses(self, batch: Batch) -> tuple[Losses, Metrics]:
         """The losses and metrics of the present stage."""
         video, stage = batch["obs"][self.image_key], self.clock.stage
-        reject_longer(video, self.frames)
+        reject_lengths(video, self.frames)
         if stage == "tokenizer":
             return self._tokenizer_losses(pixels(video))
         if stage == "world":
