@@ -27,7 +27,7 @@ from datamodules.spec import ArraySpec, Spec
 from zoo import registry
 from zoo.commands.output import table
 from zoo.genie.dreams import Dreams
-from zoo.genie.dynamics import Dynamics, disturb, hide, reveal, unmasking
+from zoo.genie.dynamics import Dynamics, reveal, unmasking
 from zoo.genie.module import Genie
 
 STEPS = (1, 2, 4, 8, 25)
@@ -88,28 +88,24 @@ def updates(model: Genie, optimizer: Optimizer, frames: Tensor) -> Iterator[str]
         optimizer.zero_grad()
 
     model.updates = 0
-    made = model.tokenizer.train()(frames)
-    commitment = made.quantized.commitment * frames.var()
-    loss = F.mse_loss(made.frames, frames) + model.commitment * commitment
+    model.tokenizer.train()
+    losses, _ = model._tokenizer_losses(frames[: model.tokenizer_clips])
+    loss = losses["reconstruction"] + model.commitment * losses["commitment"]
     yield "tokenizer: forward"
     loss.backward()
     yield "tokenizer: backward"
     step()
     yield "tokenizer: optimizer"
     model.updates = model.stages.lengths["tokenizer"] + model.stages.head_start
-    following, copied = model.latent_actions(frames), F.mse_loss(frames[:, :-1], frames[:, 1:])
-    commitment = following.actions.commitment * copied
-    loss = F.mse_loss(following.frames, frames[:, 1:]) + model.commitment * commitment
+    frames = frames[: model.world_clips]
+    losses, _, vectors = model._action_losses(frames)
+    loss = losses["next_frame"] + model.commitment * losses["action_commitment"]
     yield "world: latent actions, forward"
     loss.backward()  # apart from the dynamics, from which no gradient comes back
     yield "world: latent actions, backward"
-    with torch.no_grad():
-        tokens = model.tokenizer.eval().tokens(frames)
-    yield "world: tokens"
-    seen = disturb(tokens, model.num_codes, model.token_noise)
-    seen = hide(seen, model.dynamics.mask, model.mask_rates, model.whole_past)
-    loss = model.dynamics.loss(tokens, F.pad(following.actions.vectors, (0, 0, 1, 0)), seen)
-    yield "world: dynamics, forward"
+    model.tokenizer.eval()
+    loss, _ = model._dynamics_loss(frames, vectors)
+    yield "world: tokens and dynamics, forward"
     loss.backward()
     yield "world: dynamics, backward"
     step()

@@ -43,7 +43,7 @@ def test_the_updates_are_those_of_training() -> None:
     video = clips(model, 4)
     torch.manual_seed(1)
     ours = model.configure_optimizers()
-    assert len(list(updates(model, ours, video.float() / 255))) == 9
+    assert len(list(updates(model, ours, video.float() / 255))) == 8
     torch.manual_seed(1)
     theirs = other.configure_optimizers()
     for count in (0, other.stages.lengths["tokenizer"] + other.stages.head_start):
@@ -69,7 +69,7 @@ def test_figures_are_of_each_number_of_steps_and_of_each_part(
     assert len(rates) == 2
     assert all(rate > 1 for pair in rates for rate in pair)
     parts = update_parts(tiny(), 2, repeats=2)
-    assert len(parts) == 9
+    assert len(parts) == 8
     assert all(taken > 0 for taken in parts.values())
     threads = torch.get_num_threads()
     main(["--side", "16", "--batch", "2", "--repeats", "1"])

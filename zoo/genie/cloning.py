@@ -35,7 +35,7 @@ class Clone(nn.Module):
         super().__init__()
         self.patches, self.frames = patches, frames
         self.embed = nn.Linear(patches.values, shape.width)
-        self.transformer = STTransformer(shape, patches.count, frames)
+        self.transformer = STTransformer(shape, patches.grid, frames)
         self.out = nn.Linear(shape.width, actions)
         draw_weights(self.embed)
         draw_weights(self.out, OUT_SCALE)

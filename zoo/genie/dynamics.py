@@ -10,12 +10,14 @@ frames, P of the tokens of a frame, K of the codes, A the length of an action's 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nets.st_transformer import OUT_SCALE, Memory, Shape, STTransformer, draw_weights
+from zoo.nets.vit import Grid
 
 MASK_RATES = (0.5, 1.0)
 COPY_BIAS = 4.0  # a copy gate starts by copying almost everything
@@ -28,30 +30,41 @@ class Dynamics(nn.Module):
     Args:
         codes: K.
         action_width: A.
-        places: P.
+        grid: rows and columns of the P tokens of a frame.
         shape: sizes of the transformer.
         frames: most frames of a clip.
         copy_gate: each place may copy its token of the frame before (ours): its prediction is a
             mixture of that token and the network's, and starts as the former.
+        relative: as for `STTransformer`.
+        code_width: length of the tokenizer's vectors, for `lookup`.
+        lookup: gives the tokenizer's vectors (K, code_width) of codes (K,); a linear map of them is
+            added to the learned embeddings (ours), so that codes of like patches begin alike.
     """
 
     def __init__(
         self,
         codes: int,
         action_width: int,
-        places: int,
+        grid: Grid,
         shape: Shape,
         frames: int,
         copy_gate: bool = False,
+        relative: bool = False,
+        code_width: int = 0,
+        lookup: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.codes, self.places = codes, places
+        self.codes, self.places = codes, grid[0] * grid[1]
         self.embed = nn.Embedding(codes + 1, shape.width)  # the last stands for a hidden token
+        self.lookup = lookup
+        self.like = nn.Linear(code_width, shape.width, bias=False) if lookup else None
         self.act = nn.Linear(action_width, shape.width, bias=False)
-        self.transformer = STTransformer(shape, places, frames)
+        self.transformer = STTransformer(shape, grid, frames, relative=relative)
         self.out = nn.Linear(shape.width, codes)
         self.gate = nn.Linear(shape.width, 1) if copy_gate else None
-        draw_weights(self.act)
+        for linear in (self.act, self.like):
+            if linear is not None:
+                draw_weights(linear)
         draw_weights(self.out, OUT_SCALE)
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
@@ -133,7 +146,7 @@ class Dynamics(nn.Module):
 
     def _extended(self, guess: Tensor, action: Tensor, memory: Memory, before: Tensor) -> Tensor:
         """Scores (B, P, K) of the frame that follows what is remembered."""
-        x = self.embed(guess) + self.act(action)[:, None]
+        x = self._tokens(guess) + self.act(action)[:, None]
         return self._scores(self.transformer.extend(x[:, None], memory), before[:, None])[:, 0]
 
     def _embedded(self, tokens: Tensor, actions: Tensor, valid: Tensor | None) -> Tensor:
@@ -142,8 +155,16 @@ class Dynamics(nn.Module):
             actions = F.pad(actions[:, 1:], (0, 0, 1, 0))
         else:
             actions = actions.masked_fill((valid.cumsum(1) <= 1)[..., None], 0.0)
-        out: Tensor = self.embed(tokens) + actions[:, :, None]
-        return out
+        return self._tokens(tokens) + actions[:, :, None]
+
+    def _tokens(self, tokens: Tensor) -> Tensor:
+        """Embeddings (..., D) of tokens (...)."""
+        table = self.embed.weight
+        if self.like is not None and self.lookup is not None:
+            vectors = self.lookup(torch.arange(self.codes, device=tokens.device)).float()
+            vectors = vectors / vectors.std().clamp(min=1e-6)
+            table = table + F.pad(self.like(vectors), (0, 0, 0, 1))
+        return F.embedding(tokens, table)
 
     def _scores(self, hidden: Tensor, before: Tensor) -> Tensor:
         """Of outputs (..., D), and the tokens (...) one frame earlier."""
@@ -164,7 +185,7 @@ def hide(
     tokens: Tensor,
     mask: int,
     rates: tuple[float, float] = MASK_RATES,
-    whole_past: bool = False,
+    last_only: bool = False,
 ) -> Tensor:
     """Tokens (B, T, P) of which random ones are replaced by `mask`; never those of the first frame.
 
@@ -172,19 +193,16 @@ def hide(
         tokens: of clips.
         mask: what stands for a hidden token.
         rates: each clip's share of hidden tokens is uniform between these.
-        whole_past: hide only tokens of one random frame of each clip (ours): it is predicted from a
-            past without gaps, as in dreams.
+        last_only: hide only tokens of the last frame (ours): it is predicted from a past without
+            gaps, as in dreams.
     """
     count, frames, _ = tokens.shape
     low, high = rates
     rate = low + (high - low) * torch.rand(count, 1, 1, device=tokens.device)
     hidden = torch.rand(tokens.shape, device=tokens.device) < rate
     time = torch.arange(frames, device=tokens.device)
-    if whole_past:
-        chosen = time == torch.randint(1, max(2, frames), (count, 1), device=tokens.device)
-    else:
-        chosen = (time > 0).expand(count, -1)
-    return tokens.masked_fill(hidden & chosen[..., None], mask)
+    first = max(1, frames - 1) if last_only else 1
+    return tokens.masked_fill(hidden & (time >= first)[:, None], mask)
 
 
 def disturb(tokens: Tensor, codes: int, most: float) -> Tensor:

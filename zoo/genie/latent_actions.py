@@ -30,24 +30,48 @@ class NextFrames(NamedTuple):
     actions: Quantized
 
 
+class Reader:
+    """Frames (B, T, H, W, C) in [0, 1] as a transformer reads them: patches (B, T, P, values).
+
+    Args:
+        patches: how frames are cut.
+        changes: beside each patch stands how it differs from the frame before (ours), 0 in the
+            first. Small transformers take far longer to find out that they should subtract.
+    """
+
+    def __init__(self, patches: Patches, changes: bool = False) -> None:
+        self.patches, self.changes = patches, changes
+        self.values = patches.values * (1 + changes)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Patches of frames."""
+        cut = self.patches.cut(frames) - GREY
+        if not self.changes:
+            return cut
+        change = F.pad(cut[:, 1:] - cut[:, :-1], (0, 0, 0, 0, 1, 0))
+        return torch.cat([cut, change], -1)
+
+
 class ActionEncoder(nn.Module):
     """A causal ST-transformer over pixels; step t is read where frame t + 1 stands.
 
     The paper does not say how the patches of a frame become one vector: here it is their mean.
     """
 
-    def __init__(self, patches: Patches, shape: Shape, frames: int, width: int) -> None:
+    def __init__(
+        self, read: Reader, shape: Shape, frames: int, width: int, relative: bool = False
+    ) -> None:
         super().__init__()
-        self.patches = patches
-        self.embed = nn.Linear(patches.values, shape.width)
-        self.transformer = STTransformer(shape, patches.count, frames)
+        self.read = read
+        self.embed = nn.Linear(read.values, shape.width)
+        self.transformer = STTransformer(shape, read.patches.grid, frames, relative=relative)
         self.out = nn.Linear(shape.width, width)
         for linear in (self.embed, self.out):
             draw_weights(linear)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Vectors (B, T - 1, A) between frames (B, T, H, W, C)."""
-        hidden = self.transformer(self.embed(self.patches.cut(frames) - GREY))
+        hidden = self.transformer(self.embed(self.read(frames)))
         out: Tensor = self.out(hidden[:, 1:].mean(2))
         return out
 
@@ -55,20 +79,22 @@ class ActionEncoder(nn.Module):
 class ActionDecoder(nn.Module):
     """A causal ST-transformer over the past frames; the action is added to all patches of one."""
 
-    def __init__(self, patches: Patches, shape: Shape, frames: int, width: int) -> None:
+    def __init__(
+        self, read: Reader, shape: Shape, frames: int, width: int, relative: bool = False
+    ) -> None:
         super().__init__()
-        self.patches = patches
-        self.embed = nn.Linear(patches.values, shape.width)
+        self.read, self.patches = read, read.patches
+        self.embed = nn.Linear(read.values, shape.width)
         self.act = nn.Linear(width, shape.width)
-        self.transformer = STTransformer(shape, patches.count, frames)
-        self.out = nn.Linear(shape.width, patches.values)
+        self.transformer = STTransformer(shape, self.patches.grid, frames, relative=relative)
+        self.out = nn.Linear(shape.width, self.patches.values)
         for linear in (self.embed, self.act):
             draw_weights(linear)
         draw_weights(self.out, OUT_SCALE)
 
     def forward(self, frames: Tensor, actions: Tensor) -> Tensor:
         """What follows each of the frames (B, T, H, W, C) after the actions (B, T, A)."""
-        x = self.embed(self.patches.cut(frames) - GREY) + self.act(actions)[:, :, None]
+        x = self.embed(self.read(frames)) + self.act(actions)[:, :, None]
         return self.patches.join(self.out(self.transformer(x)))
 
 
@@ -189,13 +215,15 @@ def st_action_model(
     frames: int,
     quantizer: Quantizer,
     residual: bool = False,
+    changes: bool = False,
+    relative: bool = False,
 ) -> LatentActionModel:
     """The paper's, of ST-transformers; `frames` is the most a clip has."""
-    patches = Patches(image, patch)
+    read = Reader(Patches(image, patch), changes)
     return LatentActionModel(
-        ActionEncoder(patches, encoder, frames, quantizer.width),
+        ActionEncoder(read, encoder, frames, quantizer.width, relative),
         quantizer,
-        ActionDecoder(patches, decoder, frames, quantizer.width),
+        ActionDecoder(read, decoder, frames, quantizer.width, relative),
         residual,
     )
 

@@ -86,16 +86,22 @@ class Genie(
         action_levels: levels of each number of a latent action.
         normalize_actions: standardise latent actions likewise.
         residual: the latent action model predicts changes of pixels (ours).
+        read_changes: its transformers read beside each patch how it has changed (ours).
         commitment: weight of the commitment losses, beside squared errors in units of the variance
             of what is predicted.
         copy_gate: the dynamics may copy tokens of the frame before (ours).
-        whole_past: the dynamics predict one frame at a time, from pasts without hidden tokens
-            (ours; see `hide`).
+        whole_past: the dynamics predict the last frame of clips of random length, from pasts
+            without hidden tokens (ours).
+        relative_positions: all transformers but the policy's learn how attention depends on the
+            offset between two places, too (ours; see `Offsets`).
+        code_vectors: the dynamics read the tokenizer's vectors, too (ours; see `Dynamics`).
         mask_rates: each clip's share of hidden tokens is uniform between these.
         token_noise: most of a clip's tokens that are replaced by random ones in training (ours).
         tokenizer_updates, world_updates, policy_updates: length of the stages.
         action_updates: updates at the beginning of the world stage in which only the latent action
-            model learns (ours).
+            model learns (ours); its learning rate falls over these, and then stays.
+        tokenizer_clips, world_clips: how many of a batch's clips, the first, the tokenizer learns
+            from, and the world once its dynamics learn; by default all.
         tokenizer_lr, world_lr, policy_lr: largest learning rates.
         tokenizer_final_lr, world_final_lr: those at the end of a stage; the policy's stays.
         tokenizer_warmup, world_warmup: updates in which they rise.
@@ -137,15 +143,20 @@ class Genie(
         action_levels: list[int] | None = None,
         normalize_actions: bool = False,
         residual: bool = False,
+        read_changes: bool = False,
         commitment: float = 0.25,
         copy_gate: bool = False,
         whole_past: bool = False,
+        relative_positions: bool = False,
+        code_vectors: bool = False,
         mask_rates: tuple[float, float] = MASK_RATES,
         token_noise: float = 0.0,
         tokenizer_updates: int = 300_000,
         world_updates: int = 200_000,
         policy_updates: int = 0,
         action_updates: int = 0,
+        tokenizer_clips: int | None = None,
+        world_clips: int | None = None,
         tokenizer_lr: float = 3e-4,
         tokenizer_final_lr: float = 3e-4,
         tokenizer_warmup: int = 10_000,
@@ -171,6 +182,7 @@ class Genie(
         self.betas, self.weight_decay, self.clip = betas, weight_decay, clip
         self.commitment, self.mask_rates = commitment, mask_rates
         self.whole_past, self.token_noise = whole_past, token_noise
+        self.tokenizer_clips, self.world_clips = tokenizer_clips, world_clips
         self.steps, self.temperature, self.labelled_steps = steps, temperature, labelled_steps
 
         self.image_key, image = only_image(self.spec)
@@ -179,7 +191,8 @@ class Genie(
             tokenizer_quantizer, codes, code_width, code_levels, normalize_codes
         )
         encoder, decoder = shapes["tokenizer_encoder"], shapes["tokenizer_decoder"]
-        self.tokenizer = Tokenizer(patches, encoder, decoder, frames, codebook)
+        relative = relative_positions
+        self.tokenizer = Tokenizer(patches, encoder, decoder, frames, codebook, relative)
         actions = make_quantizer(
             action_quantizer, num_actions, action_width, action_levels, normalize_actions
         )
@@ -189,10 +202,26 @@ class Genie(
         else:
             encoder, decoder = shapes["action_encoder"], shapes["action_decoder"]
             self.latent_actions = st_action_model(
-                image, action_patch, encoder, decoder, frames, actions, residual
+                image,
+                action_patch,
+                encoder,
+                decoder,
+                frames,
+                actions,
+                residual,
+                read_changes,
+                relative,
             )
         self.dynamics = Dynamics(
-            codebook.size, actions.width, patches.count, shapes["dynamics"], frames, copy_gate
+            codebook.size,
+            actions.width,
+            patches.grid,
+            shapes["dynamics"],
+            frames,
+            copy_gate,
+            relative,
+            codebook.width,
+            codebook.lookup if code_vectors else None,
         )
         self.clone = Clone(patches, shapes["policy"], actions.size, min(MOST_FRAMES, frames - 1))
         self.action_map = ActionMap(actions.size, real_actions(self.spec))
@@ -239,9 +268,11 @@ class Genie(
         video, stage = batch["obs"][self.image_key], self.clock.stage
         reject_lengths(video, self.frames)
         if stage == "tokenizer":
-            return self._tokenizer_losses(pixels(video))
+            return self._tokenizer_losses(pixels(video[: self.tokenizer_clips]))
+        if stage == "world" and "dynamics" not in self.learning:
+            return self._action_losses(pixels(video))[:2]
         if stage == "world":
-            return self._world_losses(pixels(video))
+            return self._world_losses(pixels(video[: self.world_clips]))
         labelled = "action" in batch and batch["action"].dim() == 2  # not several for a frame
         if self.training and self.action_map.real and labelled:
             self.map_actions(video, batch["action"])
@@ -260,6 +291,12 @@ class Genie(
 
     def _world_losses(self, frames: Tensor) -> tuple[Losses, Metrics]:
         """The next frame by its latent action; hidden tokens by past tokens and these actions."""
+        losses, metrics, vectors = self._action_losses(frames)
+        hidden_tokens, accuracy = self._dynamics_loss(frames, vectors)
+        return {**losses, "hidden_tokens": hidden_tokens}, {**metrics, "hidden_accuracy": accuracy}
+
+    def _action_losses(self, frames: Tensor) -> tuple[Losses, Metrics, Tensor]:
+        """Squared error of the next frame, and commitment; also the actions' vectors."""
         following, quantizer = self.latent_actions(frames), self.latent_actions.quantizer
         error = F.mse_loss(following.frames, frames[:, 1:])
         copied = F.mse_loss(frames[:, :-1], frames[:, 1:])
@@ -271,17 +308,22 @@ class Genie(
             "actions_alive": quantizer.alive,
             "action_perplexity": quantizer.perplexity,
         }
-        if "dynamics" not in self.learning:
-            return losses, metrics
+        return losses, metrics, following.actions.vectors
+
+    def _dynamics_loss(self, frames: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of hidden tokens, and the share of them that is right."""
+        led = F.pad(vectors, (0, 0, 1, 0))
+        if self.whole_past:
+            # The longer of two draws: dreams mostly see a full window.
+            length = int(torch.randint(2, self.frames + 1, (2,)).max())
+            frames, led = frames[:, :length], led[:, :length]
         with torch.no_grad():
             tokens = self.tokenizer.tokens(frames)
-        led = F.pad(following.actions.vectors, (0, 0, 1, 0))
-        seen = disturb(tokens, self.tokenizer.quantizer.size, self.token_noise)
-        seen = hide(seen, self.dynamics.mask, self.mask_rates, self.whole_past)
-        losses["hidden_tokens"], scores = self.dynamics.loss_and_scores(tokens, led, seen)
+        seen = disturb(tokens, self.num_codes, self.token_noise)
+        seen = hide(seen, self.dynamics.mask, self.mask_rates, last_only=self.whole_past)
+        loss, scores = self.dynamics.loss_and_scores(tokens, led, seen)
         hidden = tokens[seen == self.dynamics.mask]
-        metrics["hidden_accuracy"] = (scores.argmax(-1) == hidden).float().mean()
-        return losses, metrics
+        return loss, (scores.argmax(-1) == hidden).float().mean()
 
     def _policy_losses(self, frames: Tensor) -> tuple[Losses, Metrics]:
         """The latent action that comes next, at each frame of all that the policy may see at once.

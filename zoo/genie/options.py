@@ -12,7 +12,7 @@ from zoo.arguments import reject_outside, reject_unknown, reject_unless_positive
 
 POSITIVE = (
     *("patch", "code_width", "action_patch", "action_width", "steps"),
-    *("tokenizer_lr", "world_lr", "action_lr", "policy_lr"),
+    *("tokenizer_lr", "world_lr", "action_lr", "policy_lr", "tokenizer_clips", "world_clips"),
 )
 AT_LEAST_0 = (
     *("tokenizer_updates", "world_updates", "policy_updates"),
@@ -79,6 +79,7 @@ def _reject_idle(options: Mapping[str, Any], known: Mapping[str, Parameter]) -> 
         "action_patch": transforms,
         "action_encoder": transforms,
         "action_decoder": transforms,
+        "read_changes": transforms,
         "action_channels": not transforms,
         "commitment": "vq" in (codes, actions),
     }

@@ -43,7 +43,7 @@ class Stages:
     Args:
         lengths: {stage: updates}, of which one at least is not 0.
         head_start: updates at the beginning of the world stage in which only the latent action
-            model learns.
+            model learns; its rate falls over these, and then stays.
         rates: of each part.
     """
 
@@ -90,10 +90,11 @@ class Stages:
     def learning_rates(self, update: int) -> dict[str, float]:
         """Of the parts that an update is for."""
         clock = self.clock(update)
-        late = {"dynamics": self.head_start}
-        return {
-            part: self.rates[part].at(
-                clock.update - late.get(part, 0), clock.length - late.get(part, 0)
-            )
-            for part in self.learning(update)
-        }
+        spans = {"dynamics": (self.head_start, clock.length)}
+        if self.head_start:
+            spans["latent_actions"] = (0, self.head_start)
+        rates = {}
+        for part in self.learning(update):
+            begin, end = spans.get(part, (0, clock.length))
+            rates[part] = self.rates[part].at(clock.update - begin, end - begin)
+        return rates

@@ -45,21 +45,28 @@ class Tokenizer(nn.Module):
         encoder, decoder: sizes of the transformers; an encoder of 0 layers is a `PatchEncoder`.
         frames: most frames of a clip.
         quantizer: of the encoder's outputs, mapped linearly to its width.
+        relative: as for `STTransformer`.
     """
 
     def __init__(
-        self, patches: Patches, encoder: Shape, decoder: Shape, frames: int, quantizer: Quantizer
+        self,
+        patches: Patches,
+        encoder: Shape,
+        decoder: Shape,
+        frames: int,
+        quantizer: Quantizer,
+        relative: bool = False,
     ) -> None:
         super().__init__()
         self.patches = patches
         self.embed = nn.Linear(patches.values, encoder.width)
         self.encoder: nn.Module = PatchEncoder(encoder.width)
         if encoder.layers:
-            self.encoder = STTransformer(encoder, patches.count, frames)
+            self.encoder = STTransformer(encoder, patches.grid, frames, relative=relative)
         self.to_latent = nn.Linear(encoder.width, quantizer.width)
         self.quantizer = quantizer
         self.from_latent = nn.Linear(quantizer.width, decoder.width)
-        self.decoder = STTransformer(decoder, patches.count, frames)
+        self.decoder = STTransformer(decoder, patches.grid, frames, relative=relative)
         self.to_pixels = nn.Linear(decoder.width, patches.values)
         for linear in (self.embed, self.to_latent, self.from_latent):
             draw_weights(linear)

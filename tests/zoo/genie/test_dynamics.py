@@ -12,14 +12,14 @@ from torch import Tensor
 from zoo.genie.dynamics import Dynamics, disturb, hide, reveal, unmasking
 from zoo.nets.st_transformer import Shape
 
-CODES, WIDTH, PLACES, FRAMES = 7, 3, 6, 5
+CODES, WIDTH, GRID, PLACES, FRAMES = 7, 3, (2, 3), 6, 5
 MASK = CODES
 
 
 def build(copy_gate: bool = False) -> Dynamics:
     torch.manual_seed(0)
     shape = Shape(2, 16, 2, 8, 32)
-    return Dynamics(CODES, WIDTH, PLACES, shape, FRAMES, copy_gate).eval()
+    return Dynamics(CODES, WIDTH, GRID, shape, FRAMES, copy_gate).eval()
 
 
 def clips(count: int = 2) -> tuple[Tensor, Tensor]:
@@ -93,13 +93,25 @@ def test_each_clip_has_a_mask_rate_of_its_own_between_a_half_and_one() -> None:
     assert torch.corrcoef(torch.stack([early, late]))[0, 1] > 0.9
 
 
-def test_with_a_whole_past_one_frame_of_each_clip_is_hidden() -> None:
+def test_the_last_frame_alone_is_hidden_on_demand() -> None:
     torch.manual_seed(0)
-    hidden = hide(torch.zeros(400, 4, 50, dtype=torch.int64), MASK, whole_past=True) == MASK
-    some = hidden.any(-1)
-    assert (some.sum(1) == 1).all()
-    assert set(some.int().argmax(1).tolist()) == {1, 2, 3}
-    assert hidden.sum(-1).amax(1).min() >= 15
+    hidden = hide(torch.zeros(400, 4, 50, dtype=torch.int64), MASK, last_only=True) == MASK
+    assert not hidden[:, :3].any()
+    assert hidden[:, 3].sum(-1).min() >= 15
+    assert not hide(torch.zeros(9, 1, 50, dtype=torch.int64), MASK, last_only=True).any()
+
+
+def test_like_codes_are_read_alike() -> None:
+    """With the tokenizer's vectors, a change of a vector changes what its token is read as."""
+    book = torch.randn(CODES, 4)
+    shape = Shape(1, 16, 2, 8, 32)
+    torch.manual_seed(0)
+    model = Dynamics(CODES, WIDTH, GRID, shape, FRAMES, code_width=4, lookup=lambda c: book[c])
+    tokens = torch.arange(CODES + 1)
+    table = model._tokens(tokens)
+    expected = model.embed.weight[:-1] + book / book.std() @ model.like.weight.t()  # type: ignore[union-attr]
+    torch.testing.assert_close(table[:-1], expected)
+    assert torch.equal(table[-1], model.embed.weight[-1])  # a hidden token has no vector
 
 
 def test_disturbed_tokens_are_a_share_of_each_clip() -> None:

@@ -6,12 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.genie.latent_actions import LatentActionModel, conv_action_model, st_action_model
+from zoo.genie.latent_actions import (
+    LatentActionModel,
+    Reader,
+    conv_action_model,
+    st_action_model,
+)
+from zoo.genie.patches import Patches
 from zoo.genie.quantizers import Continuous, FiniteScalarQuantizer, Quantizer
 from zoo.nets.st_transformer import Shape
 
 SHAPE, IMAGE, FRAMES = Shape(2, 16, 2, 8, 32), (16, 16, 3), 5
-KINDS = ("st", "conv")
+KINDS = ("st", "changes", "conv")
 
 
 def build(kind: str, quantizer: Quantizer | None = None) -> LatentActionModel:
@@ -19,7 +25,20 @@ def build(kind: str, quantizer: Quantizer | None = None) -> LatentActionModel:
     quantizer = quantizer or Continuous(3)
     if kind == "conv":
         return conv_action_model(IMAGE, 16, quantizer).eval()
-    return st_action_model(IMAGE, 8, SHAPE, SHAPE, FRAMES, quantizer).eval()
+    changes = kind == "changes"
+    return st_action_model(
+        IMAGE, 8, SHAPE, SHAPE, FRAMES, quantizer, changes=changes, relative=changes
+    ).eval()
+
+
+def test_a_reader_of_changes_says_them_beside_each_patch() -> None:
+    patches, frames = Patches(IMAGE, 8), torch.rand(2, 3, *IMAGE)
+    plain, read = Reader(patches)(frames), Reader(patches, changes=True)
+    assert read.values == read(frames).shape[-1] == 2 * plain.shape[-1]
+    now, change = read(frames).chunk(2, -1)
+    assert torch.equal(now, plain)
+    assert not change[:, 0].any()
+    torch.testing.assert_close(change[:, 1:], plain[:, 1:] - plain[:, :-1])
 
 
 def changed(a: Tensor, b: Tensor) -> list[bool]:

@@ -154,7 +154,7 @@ def test_the_action_model_has_a_head_start_and_rates_of_its_own() -> None:
     model = build(tokenizer_updates=0, world_updates=10, action_updates=4)
     model.stages.rates |= {"latent_actions": Rate(2.0, 1.0, 0), "dynamics": Rate(5.0, 3.0, 2)}
     optimizer = model.configure_optimizers()
-    for model.updates, action, dynamics in ((2, 0.2, None), (4, 0.4, 2.5), (7, 0.7, 4.0)):
+    for model.updates, action, dynamics in ((2, 0.5, None), (4, 1.0, 2.5), (7, 1.0, 4.0)):
         model.on_before_optimizer_step(optimizer)
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         cosine = (1 + math.cos(math.pi * action)) / 2
@@ -227,6 +227,32 @@ def test_the_dynamics_hear_the_actions_that_led_to_each_frame(
     assert torch.equal(heard["tokens"], model.tokenizer.tokens(frames))
     hidden = heard["seen"] == model.dynamics.mask
     assert torch.equal(heard["seen"][~hidden], heard["tokens"][~hidden])
+
+
+def test_stages_learn_from_as_many_clips_as_they_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build(action_updates=1, tokenizer_clips=3, world_clips=2)
+    heard: list[int] = []
+    for part in (model.tokenizer, model.latent_actions, model.dynamics.transformer):
+        part.register_forward_hook(lambda _, clips, __: heard.append(len(clips[0])))
+    clips = {"obs": {"image": video(clips=5)}}
+    for model.updates, expected in ((0, [3]), (2, [5]), (3, [2, 2])):
+        heard.clear()
+        model.training_step(clips, 0)
+        assert heard == expected
+
+
+def test_with_whole_pasts_the_last_frame_of_clips_of_any_length_is_hidden() -> None:
+    model = build(whole_past=True)
+    model.updates = 2
+    heard: list[Tensor] = []
+    model.dynamics.register_forward_pre_hook(lambda _, tokens: heard.append(tokens[0]))
+    for _ in range(30):
+        model.training_step(batch(), 0)
+    assert {seen.shape[1] for seen in heard} == {2, 3, 4}
+    hidden = [(seen == model.dynamics.mask).any(-1) for seen in heard]
+    assert all(some[:, -1].all() and not some[:, :-1].any() for some in hidden)
 
 
 def test_every_position_at_which_the_clone_acts_has_learnt() -> None:

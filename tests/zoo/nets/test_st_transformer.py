@@ -9,12 +9,12 @@ from torch import Tensor
 from zoo.nets.st_transformer import Shape, STTransformer
 
 SHAPE = Shape(layers=2, width=12, heads=2, head=4, hidden=20)
-PLACES, FRAMES = 5, 4
+GRID, PLACES, FRAMES = (2, 3), 6, 4
 
 
-def build(causal: bool = True) -> STTransformer:
+def build(causal: bool = True, relative: bool = False) -> STTransformer:
     torch.manual_seed(0)
-    return STTransformer(SHAPE, PLACES, FRAMES, causal).eval()
+    return STTransformer(SHAPE, GRID, FRAMES, causal, relative).eval()
 
 
 def tokens(clips: int = 2, frames: int = FRAMES) -> Tensor:
@@ -41,7 +41,7 @@ def test_without_the_causal_flag_all_frames_see_all() -> None:
 
 
 def test_time_is_attended_to_at_the_same_place_only() -> None:
-    model = STTransformer(SHAPE._replace(layers=1), PLACES, FRAMES)
+    model = STTransformer(SHAPE._replace(layers=1), GRID, FRAMES)
     changed = moved(model, frame=1, place=3)
     assert changed[1].all()
     # One block looks along space before it looks along time.
@@ -78,3 +78,38 @@ def test_parameters_follow_from_the_layers() -> None:
     mlp = 2 * width + (width + 1) * hidden + (hidden + 1) * width
     expected = layers * (2 * attention + mlp) + (PLACES + FRAMES) * width + 2 * width
     assert sum(p.numel() for p in build().parameters()) == expected
+
+
+def test_neighbours_begin_the_most_alike() -> None:
+    space = STTransformer(SHAPE._replace(width=64), (8, 8), FRAMES).space
+    likeness = torch.cosine_similarity(space[3 * 8 + 3], space, dim=-1)
+    nearest = likeness.topk(5).indices.tolist()
+    assert sorted(nearest) == [2 * 8 + 3, 3 * 8 + 2, 3 * 8 + 3, 3 * 8 + 4, 4 * 8 + 3]
+
+
+def test_offsets_count_for_all_pairs_that_are_as_far_apart() -> None:
+    model = build(relative=True)
+    offsets = model.blocks[0].offsets
+    assert not offsets().any()  # at first they say nothing
+    with torch.no_grad():
+        offsets.table.copy_(torch.randn_like(offsets.table))
+    logits = offsets()[0]
+    place = torch.arange(PLACES).unflatten(0, GRID)
+    right = [logits[:, place[row, col], place[row, col + 1]] for row in (0, 1) for col in (0, 1)]
+    assert all(torch.equal(right[0], other) for other in right)
+    left = logits[:, place[0, 1], place[0, 0]]
+    assert not torch.equal(right[0], left)
+    assert len({float(number) for number in logits[0].flatten()}) == 3 * 5
+
+
+def test_offsets_are_heard_in_dreams_too() -> None:
+    """What is remembered and extended is what `forward` says, and it depends on offsets."""
+    model, x = build(relative=True), tokens(2, 3)
+    with torch.no_grad():
+        before = model(x)
+        for block in model.blocks:
+            block.offsets.table.copy_(torch.randn_like(block.offsets.table))
+        after = model(x)
+        assert not torch.allclose(before, after)
+        extended = model.extend(x[:, 2:], model.remember(x[:, :2]))
+    torch.testing.assert_close(extended, after[:, 2:])
