@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import datamodules.envs.catch  # noqa: F401  registers the environment
 from zoo.commands.output import table
@@ -28,7 +28,7 @@ from zoo.runs import Run, load
 
 FALL = 1  # pixels in a step, as in the recording of `genie/catch-video`
 ACTIONS = 3  # stay, left, right
-BATCH, LR = 32, 1e-3
+BATCH, LR, CLIP = 16, 2e-3, 1.0
 
 Act = Callable[[np.ndarray], int]  # from the frames (T, H, W, C) of an episode so far
 
@@ -69,6 +69,7 @@ def clone(model: Genie, video: Tensor, labels: Tensor, actions: int, updates: in
         chosen = torch.randint(len(windows), (BATCH,))
         logits = policy(pixels(windows[chosen]))
         F.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten()).backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
     return policy.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
@@ -62,6 +62,7 @@ class Controllability(EveryEnvSteps):
         seed: of the clips and the random actions.
         at_start: measure the untrained model, too.
         every_updates: how often, in updates; then env steps do not matter.
+        env_kwargs: other arguments of `env`.
     """
 
     def __init__(
@@ -74,12 +75,15 @@ class Controllability(EveryEnvSteps):
         seed: int = 0,
         at_start: bool = False,
         every_updates: int | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(every_env_steps, seed, at_start, every_updates)
         for name, value in (("clips", clips), ("context", context), ("horizon", horizon)):
             if value < 1:
                 raise UserError(f"Controllability: {name} is {value}, must be at least 1")
-        self.env, self.clips = env, clips
+        if env_kwargs and env is None:
+            raise UserError(f"Controllability: env_kwargs={dict(env_kwargs)} needs an env")
+        self.env, self.env_kwargs, self.clips = env, env_kwargs, clips
         self.context, self.horizon = context, horizon
         self._steps: Steps | None = None
 
@@ -107,7 +111,7 @@ class Controllability(EveryEnvSteps):
 
     def _gather(self, data: Any, model: Any) -> Steps:
         length = self.context + self.horizon
-        return gather_steps(data, model, self.env, self.clips, length, self.seed)
+        return gather_steps(data, model, self.env, self.clips, length, self.seed, self.env_kwargs)
 
 
 def lacks_clips(data: Any, env: str | None) -> str:
@@ -118,16 +122,24 @@ def lacks_clips(data: Any, env: str | None) -> str:
     return "" if held_out else "held-out episodes (`validation`) or an environment (`env`)"
 
 
-def env_maker(data: Any, env: str | None) -> Callable[[], gym.Env] | None:
+def env_maker(
+    data: Any, env: str | None, env_kwargs: Mapping[str, Any] | None = None
+) -> Callable[[], gym.Env] | None:
     """Builds the environment of this name, with images of the data's size, or the data's own."""
     if env is not None:
-        return partial(make_env, env, size=getattr(data, "size", None))
+        return partial(make_env, env, size=getattr(data, "size", None), **(env_kwargs or {}))
     made: Callable[[], gym.Env] | None = getattr(data, "make_env", None)
     return made
 
 
 def gather_steps(
-    data: Any, model: Any, env: str | None, clips: int, length: int, seed: int
+    data: Any,
+    model: Any,
+    env: str | None,
+    clips: int,
+    length: int,
+    seed: int,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> Steps:
     """Clips of `length` frames: played with random actions in an environment, or else held out.
 
@@ -138,11 +150,12 @@ def gather_steps(
         clips: how many; fewer, if not so many are held out.
         length: T.
         seed: of the environment and the actions.
+        env_kwargs: other arguments of `env`.
 
     Raises:
         UserError: none of the held-out episodes is so long.
     """
-    (key,), make = model.spec.images, env_maker(data, env)
+    (key,), make = model.spec.images, env_maker(data, env, env_kwargs)
     if make is not None:
         with closing(make()) as made:
             _, info = made.reset(seed=0)

@@ -63,6 +63,21 @@ def test_moves_into_a_wall_are_no_fault_of_the_model():
     assert callback._gather(SpritesData(), Knows()).video.equal(steps.video)
 
 
+def test_the_environment_has_arguments_of_its_own():
+    few, many = (
+        Controllability(env="zoo/Sprites-v0", env_kwargs={"distractors": n}, clips=4)
+        ._gather(SpritesData(), Knows())
+        .video.any(-1)
+        .float()
+        .mean()
+        for n in (0, 6)
+    )
+    assert few == pytest.approx(25 / 1024)
+    assert many > 3 * few
+    with pytest.raises(UserError, match=r"env_kwargs=.* needs an env"):
+        Controllability(env_kwargs={"distractors": 6})
+
+
 def test_delta_t_psnr_is_of_the_frame_t_steps_on():
     model = Knows()
     start = torch.tensor([[14.0, 14.0]])

@@ -24,6 +24,9 @@ MOST_ACTIONS = 64  # real ones
 class Clone(nn.Module):
     """Which latent action comes next, from the last frames.
 
+    A frame is read by as many weighted means over its patches as the transformer has heads; by what
+    weights is learnt. The paper does not say how: in a plain mean the few patches that matter fade.
+
     Args:
         patches: how frames are cut.
         shape: sizes of the transformer.
@@ -36,14 +39,18 @@ class Clone(nn.Module):
         self.patches, self.frames = patches, frames
         self.embed = nn.Linear(patches.values, shape.width)
         self.transformer = STTransformer(shape, patches.grid, frames)
-        self.out = nn.Linear(shape.width, actions)
-        draw_weights(self.embed)
+        self.look = nn.Linear(shape.width, shape.heads)
+        self.out = nn.Linear(shape.heads * shape.width, actions)
+        for linear in (self.embed, self.look):
+            draw_weights(linear)
         draw_weights(self.out, OUT_SCALE)
 
     def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
         """Logits (B, T, actions) at each of up to `frames` frames (B, T, H, W, C) in [0, 1]."""
         x = self.embed(self.patches.cut(frames) - GREY)
-        out: Tensor = self.out(self.transformer(x, valid).mean(2))
+        hidden = self.transformer(x, valid)
+        weights = self.look(hidden).softmax(2)
+        out: Tensor = self.out(torch.einsum("btph,btpd->bthd", weights, hidden).flatten(2))
         return out
 
     def initial_state(self, batch_size: int) -> State:

@@ -22,6 +22,20 @@ def test_the_clone_sees_no_future_frame() -> None:
     assert moved.tolist() == [False, False, True, True]
 
 
+def test_one_patch_can_decide() -> None:
+    """Where a head looks at one patch alone, the others do not count."""
+    torch.manual_seed(0)
+    model = Clone(Patches((16, 16, 3), 8), Shape(1, 16, 2, 8, 32), 6, 4).eval()
+    hidden = torch.randn(1, 4, 4, 16)
+    model.transformer.forward = lambda *_: hidden  # type: ignore[method-assign]
+    with torch.no_grad():
+        model.look.weight.copy_(hidden[0, 0, 3] * torch.ones(2, 1))
+        model.look.weight.mul_(100)
+        model.look.bias.zero_()
+        logits = model(torch.rand(1, 4, 16, 16, 3))[0, 0]
+        torch.testing.assert_close(logits, model.out(hidden[0, 0, 3].repeat(2)))
+
+
 def test_spans_overlap() -> None:
     found = spans(torch.arange(10).view(2, 5), 3)
     assert found[:3].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
