@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,7 +166,7 @@ def test_the_action_model_has_a_head_start_and_rates_of_its_own() -> None:
 
 
 def test_only_weights_of_linear_maps_and_convolutions_decay() -> None:
-    model = build(copy_gate=True)
+    model = build(copy_gate=True, relative_positions=True, code_vectors=True, read_changes=True)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decays = {
         names[id(parameter)]: bool(group["weight_decay"])
@@ -174,7 +175,7 @@ def test_only_weights_of_linear_maps_and_convolutions_decay() -> None:
     }
     assert len(decays) == len(names)
     for name, does in decays.items():
-        still = name.endswith((".bias", ".space", ".time", "norm.weight"))
+        still = name.endswith((".bias", ".space", ".time", ".table", "norm.weight"))
         assert does != (still or name == "dynamics.embed.weight"), name
 
 
@@ -415,6 +416,17 @@ def test_weights_of_silent_video_fit_a_model_of_a_game(tmp_path: Path) -> None:
     load_weights(game, tmp_path)
     for key, value in game.state_dict().items():
         assert torch.equal(value, silent.state_dict()[key]), key
+
+
+def test_a_copy_reads_the_codebook_of_its_own_tokenizer() -> None:
+    model = build(code_vectors=True)
+    other = copy.deepcopy(model)
+    tokens = torch.arange(model.num_codes)
+    before = model.dynamics._tokens(tokens)
+    codebook = other.tokenizer.quantizer.get_buffer("codebook")
+    codebook.add_(torch.randn(codebook.shape))
+    assert not other.dynamics._tokens(tokens).allclose(before)
+    assert model.dynamics._tokens(tokens).equal(before)
 
 
 def test_weights_of_a_part_are_taken_from_another_model() -> None:
