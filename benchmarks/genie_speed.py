@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("preset", nargs="?", default="genie/sprites")
     parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
-    parser.add_argument("--batch", type=int, default=32, help="clips of an update")
+    parser.add_argument("--batch", type=int, default=8, help="clips of an update")
     parser.add_argument("--repeats", type=int, default=10, help="timings per figure")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
