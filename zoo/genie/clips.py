@@ -60,16 +60,16 @@ def over_clips(
     return torch.cat(pieces, 1)
 
 
-def reject_lengths(video: Tensor, frames: int) -> None:
-    """Refuses clips (B, T, ...) of one frame, or of more than so many.
+def reject_lengths(video: Tensor, frames: int, least: int = 2) -> None:
+    """Refuses clips (B, T, ...) of fewer or more frames than that.
 
     Raises:
-        UserError: T is below 2 or above `frames`.
+        UserError: T is below `least` or above `frames`.
     """
-    if video.shape[1] < 2:
+    if video.shape[1] < least:
         raise UserError(
-            "Genie learns what happens between frames, and a batch has clips of one: set "
-            f"--data.clip_length {frames}"
+            f"Genie learns what happens between frames, from {least} of them or more, and a batch "
+            f"has clips of {video.shape[1]}: set --data.clip_length {frames}"
         )
     if video.shape[1] > frames:
         raise UserError(

@@ -56,23 +56,46 @@ class ActionEncoder(nn.Module):
     """A causal ST-transformer over pixels; step t is read where frame t + 1 stands.
 
     The paper does not say how the patches of a frame become one vector: here it is their mean.
+
+    Args:
+        read: how it sees frames.
+        shape: sizes of the transformer.
+        frames: most frames of a clip.
+        width: A.
+        relative: as for `STTransformer`.
+        alone: each step is read off frame t + 1 and its change alone (ours), so that the first step
+            of a clip is read as all others are; and if `relative`, without positions in space, or
+            an action would soon be told by where it leads (a place modulo three, say).
     """
 
     def __init__(
-        self, read: Reader, shape: Shape, frames: int, width: int, relative: bool = False
+        self,
+        read: Reader,
+        shape: Shape,
+        frames: int,
+        width: int,
+        relative: bool = False,
+        alone: bool = False,
     ) -> None:
         super().__init__()
-        self.read = read
+        self.read, self.alone = read, alone
         self.embed = nn.Linear(read.values, shape.width)
-        self.transformer = STTransformer(shape, read.patches.grid, frames, relative=relative)
+        self.transformer = STTransformer(
+            shape, read.patches.grid, frames, relative=relative, placed=not (alone and relative)
+        )
         self.out = nn.Linear(shape.width, width)
         for linear in (self.embed, self.out):
             draw_weights(linear)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Vectors (B, T - 1, A) between frames (B, T, H, W, C)."""
-        hidden = self.transformer(self.embed(self.read(frames)))
-        out: Tensor = self.out(hidden[:, 1:].mean(2))
+        x = self.embed(self.read(frames))
+        if self.alone:
+            x = x[:, 1:]
+            hidden = self.transformer(x.flatten(0, 1)[:, None]).view_as(x)
+        else:
+            hidden = self.transformer(x)[:, 1:]
+        out: Tensor = self.out(hidden.mean(2))
         return out
 
 
@@ -101,14 +124,17 @@ class ActionDecoder(nn.Module):
 class ConvActionEncoder(nn.Module):
     """The same from three frames at a time by convolutions (ours): learns within seconds on a CPU.
 
-    It sees the frame before, the frame, the next frame and the difference of the last two.
+    It sees the frame before (not if `alone`), the frame, the next frame and how that differs.
     """
 
-    def __init__(self, image: tuple[int, int, int], channels: int, width: int) -> None:
+    def __init__(
+        self, image: tuple[int, int, int], channels: int, width: int, alone: bool = False
+    ) -> None:
         super().__init__()
         height, across, colours = image
+        self.alone = alone
         self.body = nn.Sequential(
-            nn.Conv2d(4 * colours, channels // 2, 5, 2, 2),
+            nn.Conv2d((4 - alone) * colours, channels // 2, 5, 2, 2),
             nn.ReLU(),
             nn.Conv2d(channels // 2, channels, 3, 2, 1),
             nn.ReLU(),
@@ -124,7 +150,8 @@ class ConvActionEncoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Vectors (B, T - 1, A) between frames (B, T, H, W, C)."""
         now, following = frames[:, :-1], frames[:, 1:]
-        stack = torch.cat([_before(now), now, following, following - now], -1)
+        seen = [now, following, following - now]
+        stack = torch.cat(seen if self.alone else [_before(now), *seen], -1)
         hidden = self.body(stack.flatten(0, 1).movedim(-1, 1))
         out: Tensor = self.out(hidden).unflatten(0, now.shape[:2])
         return out
@@ -217,11 +244,12 @@ def st_action_model(
     residual: bool = False,
     changes: bool = False,
     relative: bool = False,
+    alone: bool = False,
 ) -> LatentActionModel:
     """The paper's, of ST-transformers; `frames` is the most a clip has."""
     read = Reader(Patches(image, patch), changes)
     return LatentActionModel(
-        ActionEncoder(read, encoder, frames, quantizer.width, relative),
+        ActionEncoder(read, encoder, frames, quantizer.width, relative, alone),
         quantizer,
         ActionDecoder(read, decoder, frames, quantizer.width, relative),
         residual,
@@ -229,11 +257,15 @@ def st_action_model(
 
 
 def conv_action_model(
-    image: tuple[int, int, int], channels: int, quantizer: Quantizer, residual: bool = True
+    image: tuple[int, int, int],
+    channels: int,
+    quantizer: Quantizer,
+    residual: bool = True,
+    alone: bool = False,
 ) -> LatentActionModel:
     """The same of convolutions (ours), the widest of which have so many channels."""
     return LatentActionModel(
-        ConvActionEncoder(image, channels, quantizer.width),
+        ConvActionEncoder(image, channels, quantizer.width, alone),
         quantizer,
         ConvActionDecoder(image, channels, quantizer.width),
         residual,

@@ -87,6 +87,10 @@ class Genie(
         normalize_actions: standardise latent actions likewise.
         residual: the latent action model predicts changes of pixels (ours).
         read_changes: its transformers read beside each patch how it has changed (ours).
+        known_motion: no latent action has to tell how things move by themselves (ours): the next
+            frame is predicted from two frames or more, as one does not show it, and the action of
+            a step is read off its two frames alone, so that the first of a clip is, too. Needs
+            `read_changes` or convolutions.
         commitment: weight of the commitment losses, beside squared errors in units of the variance
             of what is predicted.
         copy_gate: the dynamics may copy tokens of the frame before (ours).
@@ -144,6 +148,7 @@ class Genie(
         normalize_actions: bool = False,
         residual: bool = False,
         read_changes: bool = False,
+        known_motion: bool = False,
         commitment: float = 0.25,
         copy_gate: bool = False,
         whole_past: bool = False,
@@ -183,6 +188,7 @@ class Genie(
         self.commitment, self.mask_rates = commitment, mask_rates
         self.whole_past, self.token_noise = whole_past, token_noise
         self.tokenizer_clips, self.world_clips = tokenizer_clips, world_clips
+        self.known_motion = known_motion
         self.steps, self.temperature, self.labelled_steps = steps, temperature, labelled_steps
 
         self.image_key, image = only_image(self.spec)
@@ -198,7 +204,9 @@ class Genie(
         )
         self.num_codes, self.num_latent_actions = codebook.size, actions.size
         if action_model == "convolutional":
-            self.latent_actions = conv_action_model(image, action_channels, actions, residual)
+            self.latent_actions = conv_action_model(
+                image, action_channels, actions, residual, known_motion
+            )
         else:
             encoder, decoder = shapes["action_encoder"], shapes["action_decoder"]
             self.latent_actions = st_action_model(
@@ -211,6 +219,7 @@ class Genie(
                 residual,
                 read_changes,
                 relative,
+                known_motion,
             )
         self.dynamics = Dynamics(
             codebook.size,
@@ -266,7 +275,7 @@ class Genie(
     def _losses(self, batch: Batch) -> tuple[Losses, Metrics]:
         """The losses and metrics of the present stage."""
         video, stage = batch["obs"][self.image_key], self.clock.stage
-        reject_lengths(video, self.frames)
+        reject_lengths(video, self.frames, 2 + self.known_motion)
         if stage == "tokenizer":
             return self._tokenizer_losses(pixels(video[: self.tokenizer_clips]))
         if stage == "world" and "dynamics" not in self.learning:
@@ -298,8 +307,10 @@ class Genie(
     def _action_losses(self, frames: Tensor) -> tuple[Losses, Metrics, Tensor]:
         """Squared error of the next frame, and commitment; also the actions' vectors."""
         following, quantizer = self.latent_actions(frames), self.latent_actions.quantizer
-        error = F.mse_loss(following.frames, frames[:, 1:])
-        copied = F.mse_loss(frames[:, :-1], frames[:, 1:])
+        begin = int(self.known_motion)  # one frame shows no motion
+        truth = frames[:, begin + 1 :]
+        error = F.mse_loss(following.frames[:, begin:], truth)
+        copied = F.mse_loss(frames[:, begin:-1], truth)
         commitment = following.actions.commitment * copied
         losses: Losses = {"next_frame": error, "action_commitment": commitment}
         metrics: Metrics = {
@@ -314,8 +325,8 @@ class Genie(
         """Cross-entropy of hidden tokens, and the share of them that is right."""
         led = F.pad(vectors, (0, 0, 1, 0))
         if self.whole_past:
-            # The longer of two draws: dreams mostly see a full window.
-            length = int(torch.randint(2, self.frames + 1, (2,)).max())
+            # The longest of three draws: dreams mostly see a full window.
+            length = int(torch.randint(2, self.frames + 1, (3,)).max())
             frames, led = frames[:, :length], led[:, :length]
         with torch.no_grad():
             tokens = self.tokenizer.tokens(frames)

@@ -43,7 +43,7 @@ def reject_mistakes(options: Mapping[str, Any], known: Mapping[str, Parameter]) 
     reject_unless_positive("Genie", **{name: given[name] for name in POSITIVE if name in given})
     zeros = {name: given[name] for name in AT_LEAST_0 if name in given}
     reject_outside("Genie", 0, math.inf, **zeros)
-    reject_outside("Genie", 2, math.inf, frames=options["frames"])
+    reject_outside("Genie", 2 + options["known_motion"], math.inf, frames=options["frames"])
     reject_outside("Genie", 2, math.inf, action_channels=options["action_channels"])
     if options["world_updates"]:
         last = options["world_updates"] - 1
@@ -57,6 +57,12 @@ def reject_mistakes(options: Mapping[str, Any], known: Mapping[str, Parameter]) 
     reject_outside("Genie", 0, high, mask_rates=low)
     reject_outside("Genie", 0, 1, mask_rates=high)
     _reject_idle(options, known)
+    transforms = options["action_model"] == "st-transformer"
+    if options["known_motion"] and transforms and not options["read_changes"]:
+        raise UserError(
+            "Genie(known_motion=True) reads actions off single frames and how they have changed: "
+            "set read_changes=True, too"
+        )
     if not any(options[f"{stage}_updates"] for stage in ("tokenizer", "world", "policy")):
         raise UserError(
             "Genie learns nothing: tokenizer_updates, world_updates and policy_updates are 0"

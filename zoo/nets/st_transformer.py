@@ -179,15 +179,27 @@ class STTransformer(nn.Module):
         frames: most frames of a clip.
         causal: whether frames see only earlier ones and themselves.
         relative: spatial attention has `Offsets` beside (ours).
+        placed: without, there are no positions in space, all but those offsets.
     """
 
+    space: Tensor
+
     def __init__(
-        self, shape: Shape, grid: Grid, frames: int, causal: bool = True, relative: bool = False
+        self,
+        shape: Shape,
+        grid: Grid,
+        frames: int,
+        causal: bool = True,
+        relative: bool = False,
+        placed: bool = True,
     ) -> None:
         super().__init__()
         self.shape, self.frames, self.causal = shape, frames, causal
         self.places = grid[0] * grid[1]
-        self.space = nn.Parameter(SPACE_STD * math.sqrt(2) * _waves(grid, shape.width))
+        if placed:
+            self.space = nn.Parameter(SPACE_STD * math.sqrt(2) * _waves(grid, shape.width))
+        else:
+            self.register_buffer("space", torch.zeros(()), persistent=False)
         self.time = nn.Parameter(POSITION_STD * torch.randn(frames, shape.width))
         offsets = grid if relative else None
         self.blocks = nn.ModuleList(STBlock(shape, offsets, causal) for _ in range(shape.layers))

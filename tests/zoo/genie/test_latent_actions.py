@@ -18,16 +18,18 @@ from zoo.nets.st_transformer import Shape
 
 SHAPE, IMAGE, FRAMES = Shape(2, 16, 2, 8, 32), (16, 16, 3), 5
 KINDS = ("st", "changes", "conv")
+ALONE = ("alone", "conv-alone")
 
 
 def build(kind: str, quantizer: Quantizer | None = None) -> LatentActionModel:
     torch.manual_seed(0)
     quantizer = quantizer or Continuous(3)
-    if kind == "conv":
-        return conv_action_model(IMAGE, 16, quantizer).eval()
-    changes = kind == "changes"
+    alone = kind in ALONE
+    if kind.startswith("conv"):
+        return conv_action_model(IMAGE, 16, quantizer, alone=alone).eval()
+    changes = kind != "st"
     return st_action_model(
-        IMAGE, 8, SHAPE, SHAPE, FRAMES, quantizer, changes=changes, relative=changes
+        IMAGE, 8, SHAPE, SHAPE, FRAMES, quantizer, changes=changes, relative=changes, alone=alone
     ).eval()
 
 
@@ -46,7 +48,7 @@ def changed(a: Tensor, b: Tensor) -> list[bool]:
     return ((a - b).abs().flatten(2).amax(-1) > 1e-7).any(0).tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + ALONE)
 def test_an_action_lies_between_two_frames_and_sees_none_later(kind: str) -> None:
     model, frames = build(kind), torch.rand(2, FRAMES, *IMAGE)
     other = frames.clone()
@@ -54,6 +56,15 @@ def test_an_action_lies_between_two_frames_and_sees_none_later(kind: str) -> Non
     with torch.no_grad():
         moved = changed(model.infer(frames).vectors, model.infer(other).vectors)
     assert moved == [False, False, True, True]  # action 2 leads from frame 2 to frame 3
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_an_action_read_alone_is_the_same_wherever_its_two_frames_are(kind: str) -> None:
+    model, frames = build(kind), torch.rand(2, FRAMES, *IMAGE)
+    with torch.no_grad():
+        in_clips = model.infer(frames).vectors
+        pairs = torch.stack([frames[:, :-1], frames[:, 1:]], 2).flatten(0, 1)
+        torch.testing.assert_close(model.infer(pairs).vectors.view_as(in_clips), in_clips)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -398,8 +398,28 @@ def test_mistakes_are_named() -> None:
 
 
 def test_clips_of_one_frame_teach_nothing() -> None:
-    with pytest.raises(UserError, match=r"clips of one: set --data.clip_length 4"):
+    with pytest.raises(UserError, match=r"clips of 1: set --data.clip_length 4"):
         build().validation_step(batch(1), 0)
+    model = build(known_motion=True, read_changes=True)
+    with pytest.raises(UserError, match=r"from 3 of them or more.*clips of 2"):
+        model.validation_step(batch(2), 0)
+
+
+def test_with_known_motion_no_action_has_to_tell_the_second_frame() -> None:
+    model = build(known_motion=True, read_changes=True, residual=True).eval()
+    frames = video().float() / 255
+    with torch.no_grad():
+        found = model.latent_actions(frames).frames
+        losses, metrics, _ = model._action_losses(frames)
+    torch.testing.assert_close(
+        losses["next_frame"], (found[:, 1:] - frames[:, 2:]).square().mean()
+    )
+    copied = (frames[:, 1:-1] - frames[:, 2:]).square().mean()
+    assert float(metrics["copy_psnr"]) == pytest.approx(float(-10 * copied.log10()))
+    with pytest.raises(UserError, match="set read_changes=True"):
+        build(known_motion=True)
+    with pytest.raises(UserError, match="needs frames of at least 3, got 2"):
+        build(known_motion=True, read_changes=True, frames=2)
 
 
 def test_labels_of_several_actions_for_a_frame_are_not_read() -> None:

@@ -87,6 +87,16 @@ def test_neighbours_begin_the_most_alike() -> None:
     assert sorted(nearest) == [2 * 8 + 3, 3 * 8 + 2, 3 * 8 + 3, 3 * 8 + 4, 4 * 8 + 3]
 
 
+def test_without_positions_patches_are_the_same_wherever_they_are() -> None:
+    model, x = STTransformer(SHAPE, GRID, FRAMES, placed=False).eval(), tokens()
+    order = torch.randperm(PLACES)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x[:, :, order]), model(x)[:, :, order])
+        mixed = build()(x[:, :, order])
+        assert not torch.allclose(mixed, build()(x)[:, :, order], atol=1e-3)
+    assert "space" not in model.state_dict()
+
+
 def test_offsets_count_for_all_pairs_that_are_as_far_apart() -> None:
     model = build(relative=True)
     offsets = model.blocks[0].offsets
