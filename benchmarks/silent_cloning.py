@@ -24,11 +24,13 @@ from zoo.commands.output import table
 from zoo.genie.clips import pixels
 from zoo.genie.cloning import ActionMap, Clone, spans
 from zoo.genie.module import Genie
+from zoo.genie.stages import Rate
 from zoo.runs import Run, load
 
 FALL = 1  # pixels in a step, as in the recording of `genie/catch-video`
 ACTIONS = 3  # stay, left, right
-BATCH, LR, CLIP = 16, 2e-3, 1.0
+BATCH, CLIP = 16, 1.0
+RATE = Rate(lr=3e-3, final=1e-4, warmup=50)
 
 Act = Callable[[np.ndarray], int]  # from the frames (T, H, W, C) of an episode so far
 
@@ -62,10 +64,11 @@ def clone(model: Genie, video: Tensor, labels: Tensor, actions: int, updates: in
     """A policy of this model's kind, that says the labels (N, T - 1) of frames (N, T, H, W, C)."""
     torch.manual_seed(0)
     policy = Clone(model.clone.patches, model.clone.transformer.shape, actions, model.clone.frames)
-    optimizer = torch.optim.AdamW(policy.parameters(), LR)
+    optimizer = torch.optim.AdamW(policy.parameters(), RATE.lr)
     windows = spans(video[:, :-1], policy.frames)
     labels = spans(labels, policy.frames)
-    for _ in range(updates):
+    for update in range(updates):
+        optimizer.param_groups[0]["lr"] = RATE.at(update, updates)
         chosen = torch.randint(len(windows), (BATCH,))
         logits = policy(pixels(windows[chosen]))
         F.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten()).backward()
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--films", type=int, default=200, help="episodes of the expert")
     parser.add_argument("--labelled", type=int, default=200, help="labelled steps of random play")
-    parser.add_argument("--updates", type=int, default=1000, help="of each policy")
+    parser.add_argument("--updates", type=int, default=3000, help="of each policy")
     parser.add_argument("--episodes", type=int, default=200, help="played by each")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

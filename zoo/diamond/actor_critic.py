@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from datamodules.spec import ActionSpec
 from zoo.diamond.lstm import LSTM, Memory
-from zoo.diamond.unet import GroupNorm, cast, conv3x3
+from zoo.diamond.unet import GroupNorm, cast, conv3x3, cut
 from zoo.nets.distributions import BoundedNormal, Categorical, Policy
 
 
@@ -37,15 +37,21 @@ class ActorCritic(nn.Module):
         action: the action space.
         channels: of the residual blocks, each of which halves height and width.
         hidden: units of the LSTM.
+        patch: of the `FrameNetwork`.
     """
 
     def __init__(
-        self, image: tuple[int, int, int], action: ActionSpec, channels: Sequence[int], hidden: int
+        self,
+        image: tuple[int, int, int],
+        action: ActionSpec,
+        channels: Sequence[int],
+        hidden: int,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        height, width, colours = image
-        self.action = action
-        layers: list[nn.Module] = [conv3x3(colours, channels[0])]
+        (height, width), colours = (-(-side // patch) for side in image[:2]), image[2]
+        self.action, self.patch = action, patch
+        layers: list[nn.Module] = [conv3x3(colours * patch**2, channels[0])]
         for before, here in pairwise([channels[0], *channels]):
             layers += [SmallResBlock(before, here), nn.MaxPool2d(2)]
             height, width = height // 2, width // 2
@@ -59,16 +65,19 @@ class ActorCritic(nn.Module):
 
     def forward(self, frame: Tensor, memory: Memory) -> tuple[Policy, Tensor, Memory]:
         """The policy over encoded actions (N, A) and value (N,) of frames (N, C, H, W)."""
-        memory = self.lstm(self.encoder(cast(frame, self.encoder[0])), memory)
+        memory = self.lstm(self._seen(frame), memory)
         h = cast(memory.h, self.actor)
         return self._policy(h), self.critic(h).float().squeeze(-1), memory
 
     def burn_in(self, frames: Tensor, first: Tensor) -> Memory:
         """The memories (N, T, hidden) with which each of frames (N, T, C, H, W) is met."""
         count, steps = first.shape
-        before = cast(frames[:, :-1].flatten(0, 1), self.encoder[0])
-        seen: Tensor = self.encoder(before)
+        seen = self._seen(frames[:, :-1].flatten(0, 1))
         return self.lstm.steps(seen.unflatten(0, (count, steps - 1)), first)
+
+    def _seen(self, frame: Tensor) -> Tensor:
+        out: Tensor = self.encoder(cast(cut(frame, self.patch), self.encoder[0]))
+        return out
 
     def _policy(self, h: Tensor) -> Policy:
         out = self.actor(h)

@@ -39,7 +39,10 @@ from zoo.nets.ranks import zero_of
 
 
 class Size(NamedTuple):
-    """Widths of the three networks; channels and depths are of levels, from the finest."""
+    """Widths of the three networks; channels and depths are of levels, from the finest.
+
+    The finest level of all of them has patches of `patch` x `patch` pixels as its inputs.
+    """
 
     channels: tuple[int, ...]
     depths: tuple[int, ...]
@@ -50,6 +53,7 @@ class Size(NamedTuple):
     end_width: int
     agent_channels: tuple[int, ...]
     hidden: int
+    patch: int = 1
 
 
 # `nano` is ours, for CPUs; `atari` is the paper's.
@@ -62,8 +66,9 @@ SIZES = {
         end_channels=(16, 16, 16),
         end_depths=(1, 1, 1),
         end_width=64,
-        agent_channels=(16, 16, 32, 32),
+        agent_channels=(32, 32),
         hidden=128,
+        patch=2,
     ),
     "atari": Size(
         channels=(64, 64, 64, 64),
@@ -197,7 +202,7 @@ class Diamond(
         image = (height, width, colours)
         if s.width % past:
             raise UserError(f"Diamond needs a past that divides {s.width}, got {past}")
-        least = 2 ** len(s.agent_channels)
+        least = s.patch * 2 ** len(s.agent_channels)
         if min(height, width) < least:
             raise UserError(
                 f"images of {height}x{width} are too small for diamond: they need {least} "
@@ -213,6 +218,7 @@ class Diamond(
             s.width,
             s.attention,
             past_noise=past_sigma > 0,
+            patch=s.patch,
         )
         self.denoiser = Denoiser(
             network,
@@ -233,8 +239,9 @@ class Diamond(
             s.end_width,
             s.hidden,
             s.attention,
+            s.patch,
         )
-        self.actor_critic = ActorCritic(image, actions, s.agent_channels, s.hidden)
+        self.actor_critic = ActorCritic(image, actions, s.agent_channels, s.hidden, s.patch)
         # As the images come: the fastest order for convolutions on most devices.
         self.to(memory_format=torch.channels_last)
         self._dreams: State | None = None  # those that go on from update to update

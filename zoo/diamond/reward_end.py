@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.diamond.lstm import LSTM, Memory
-from zoo.diamond.unet import ActionEmbedding, Conditioning, ResBlock, cast, conv3x3, downsample
+from zoo.diamond.unet import ActionEmbedding, Conditioning, ResBlock, cast, conv3x3, cut, downsample
 
 REWARDS = (-1.0, 0.0, 1.0)
 
@@ -62,6 +62,7 @@ class RewardEndModel(nn.Module):
         width: of the conditioning on the action.
         hidden: units of the LSTM and of the head.
         attention: whether two blocks with attention follow the coarsest level.
+        patch: of the `FrameNetwork`.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class RewardEndModel(nn.Module):
         width: int,
         hidden: int,
         attention: bool = True,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        height, width_, colours = image
+        (height, width_), colours = (-(-side // patch) for side in image[:2]), image[2]
+        self.patch = patch
         self.action = ActionEmbedding(actions, width)
-        self.conv_in = conv3x3(2 * colours, channels[0])
+        self.conv_in = conv3x3(2 * colours * patch**2, channels[0])
         self.downsamples = nn.ModuleList(downsample(a, a) for a, _ in pairwise(channels))
         self.levels = nn.ModuleList()
         before = channels[0]
@@ -98,7 +101,8 @@ class RewardEndModel(nn.Module):
     def features(self, frame: Tensor, following: Tensor, action: Tensor) -> Tensor:
         """What is seen of steps from frames (N, C, H, W) by actions (N, A) to the next, (N, F)."""
         films = self.conditioning(self.action(cast(action, self.action)))
-        x = self.conv_in(cast(torch.cat([frame, following], 1), self.conv_in))
+        x = cut(torch.cat([frame, following], 1), self.patch)
+        x = self.conv_in(cast(x, self.conv_in))
         for level, blocks in enumerate(self.levels):
             if 0 < level <= len(self.downsamples):
                 x = self.downsamples[level - 1](x)

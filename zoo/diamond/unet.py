@@ -64,6 +64,17 @@ def modulate(x: Tensor, film: Tensor) -> Tensor:
     return torch.addcmul(shift, F.group_norm(x, max(1, channels // GROUP_SIZE)), 1 + scale)
 
 
+def cut(x: Tensor, side: int) -> Tensor:
+    """Images (N, C, H, W) with patches of side x side pixels as channels, (N, C side^2, ...).
+
+    They are filled up with zeros at the right and bottom.
+    """
+    if side == 1:
+        return x
+    height, width = x.shape[-2:]
+    return F.pixel_unshuffle(F.pad(x, (0, -width % side, 0, -height % side)), side)
+
+
 class SelfAttention(nn.Module):
     """Attention of every pixel to every pixel, added to the input; starts as the identity."""
 
@@ -230,6 +241,7 @@ class FrameNetwork(nn.Module):
         channels, depths, attention: of the `UNet`.
         width: of the conditioning, E.
         past_noise: whether past frames are noised, too, and their level is to be embedded.
+        patch: side of the patches of pixels that the finest level has as channels (ours).
     """
 
     def __init__(
@@ -242,16 +254,18 @@ class FrameNetwork(nn.Module):
         width: int,
         attention: bool = True,
         past_noise: bool = False,
+        patch: int = 1,
     ) -> None:
         super().__init__()
+        self.patch = patch
         self.noise = FourierFeatures(width)
         self.past_noise = FourierFeatures(width) if past_noise else None
         self.action = ActionEmbedding(actions, width // past)
         self.embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.conv_in = conv3x3((past + 1) * image, channels[0])
+        self.conv_in = conv3x3((past + 1) * image * patch**2, channels[0])
         self.unet = UNet(channels, depths, width, attention)
         self.norm_out = GroupNorm(channels[0])
-        self.conv_out = zero_init(conv3x3(channels[0], image))
+        self.conv_out = zero_init(conv3x3(channels[0], image * patch**2))
 
     def embed_past(self, action: Tensor, past_noise: Tensor | None = None) -> Tensor:
         """The part of the embedding (N, E) that is the same at all noise levels.
@@ -276,7 +290,8 @@ class FrameNetwork(nn.Module):
             past_embedding: (N, E), see `embed_past`.
         """
         embedding = self.embed(cast(self.noise(noise) + past_embedding, self.embed[0]))
-        x = self.conv_in(cast(torch.cat([past, noisy], 1), self.conv_in))
+        height, width = noisy.shape[-2:]
+        x = self.conv_in(cast(cut(torch.cat([past, noisy], 1), self.patch), self.conv_in))
         x = self.unet(x, embedding)
         out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
-        return out
+        return F.pixel_shuffle(out, self.patch)[..., :height, :width] if self.patch > 1 else out

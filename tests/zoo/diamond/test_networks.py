@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from datamodules.spec import ActionSpec, ArraySpec, Spec
@@ -11,7 +12,7 @@ from zoo.diamond.actor_critic import ActorCritic, actor_critic_losses
 from zoo.diamond.lstm import LSTM, Memory
 from zoo.diamond.module import PARTS, Diamond
 from zoo.diamond.reward_end import Outcome, RewardEndModel
-from zoo.diamond.unet import FrameNetwork, ResBlock, SelfAttention, UNet, modulate
+from zoo.diamond.unet import FrameNetwork, ResBlock, SelfAttention, UNet, cut, modulate
 
 
 def count(module: nn.Module) -> int:
@@ -83,6 +84,22 @@ def test_networks_start_at_zero_and_know_the_action() -> None:
     changed = network(noisy, noise, past, network.embed_past(action))
     assert not torch.allclose(out[0], changed[0], atol=1e-4)
     torch.testing.assert_close(out[1], changed[1])
+
+
+def test_patches_are_channels_of_the_finest_level_and_sides_may_be_odd() -> None:
+    torch.manual_seed(0)
+    assert cut(torch.rand(2, 3, 7, 9), 2).shape == (2, 12, 4, 5)
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(F.pixel_shuffle(cut(x, 2), 2), x)
+    network = FrameNetwork(3, 4, 3, (32, 32), (1, 1), 64, attention=False, patch=2)
+    assert network.conv_in.in_channels == 5 * 3 * 4
+    out = network(torch.randn(2, 3, 7, 9), torch.zeros(2), torch.randn(2, 12, 7, 9), torch.ones(64))
+    assert out.shape == (2, 3, 7, 9)
+    model = RewardEndModel((7, 9, 3), 2, (8, 16), (1, 1), 8, 16, patch=2)
+    frame = torch.randn(2, 3, 7, 9)
+    assert model.features(frame, frame, torch.eye(2)).shape == (2, model.lstm.input_size)
+    agent = ActorCritic((15, 18, 3), ActionSpec("discrete", nvec=(3,)), (8, 8), 12, patch=2)
+    assert agent(torch.randn(4, 3, 15, 18), agent.lstm.empty(4))[1].shape == (4,)
 
 
 def test_the_lstm_is_torchs_and_forgets_at_first_steps() -> None:

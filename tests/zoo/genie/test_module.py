@@ -411,9 +411,7 @@ def test_with_known_motion_no_action_has_to_tell_the_second_frame() -> None:
     with torch.no_grad():
         found = model.latent_actions(frames).frames
         losses, metrics, _ = model._action_losses(frames)
-    torch.testing.assert_close(
-        losses["next_frame"], (found[:, 1:] - frames[:, 2:]).square().mean()
-    )
+    torch.testing.assert_close(losses["next_frame"], (found[:, 1:] - frames[:, 2:]).square().mean())
     copied = (frames[:, 1:-1] - frames[:, 2:]).square().mean()
     assert float(metrics["copy_psnr"]) == pytest.approx(float(-10 * copied.log10()))
     with pytest.raises(UserError, match="set read_changes=True"):
