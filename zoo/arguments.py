@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 
+from torch import Tensor
+
 from datamodules.errors import UserError
 
 
@@ -60,3 +62,23 @@ def reject_unknown(model: str, known: Iterable[str], **values: str) -> None:
     for key, value in values.items():
         if value not in known:
             raise UserError(f"{model} has no {key} '{value}': choose one of {', '.join(known)}")
+
+
+def reject_plan(model: str, actions: object, horizon: int) -> None:
+    """Checks what a model is asked to dream.
+
+    Args:
+        model: its name.
+        actions: given ones (N, H, ...); anything else chooses them, and is not looked at.
+        horizon: steps.
+
+    Raises:
+        UserError: no whole number of steps above 0, or fewer actions than steps.
+    """
+    reject_fractions(model, horizon=horizon)
+    reject_unless_positive(model, horizon=horizon)
+    if isinstance(actions, Tensor) and (actions.dim() < 2 or actions.shape[1] < horizon):
+        raise UserError(
+            f"{model} was to dream {horizon} steps by actions of shape {tuple(actions.shape)}: "
+            "give one for each step, (N, H) or (N, H, ...)"
+        )

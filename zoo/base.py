@@ -93,6 +93,9 @@ class Imaginer(Protocol):
         `actions` are given (N, H, ...), or chosen by a function of the state, or (None) by the
         model's own policy; all in the units of the environment. A model whose dreams have a
         temperature takes it as a further keyword, `temperature`.
+
+        Raises:
+            UserError: no horizon above 0, or fewer actions than that.
         """
 
     def decode(self, state: State) -> dict[str, Tensor]:

@@ -314,6 +314,10 @@ def test_imaginer(name: str, spec: Spec) -> None:
         assert dream.action.shape == given.shape
         assert all(v.shape[:2] == (BATCH, horizon) for v in dream.state.values())
     torch.testing.assert_close(model.imagine(start, given, horizon).action, given)
+    with pytest.raises(UserError, match="horizon > 0, got 0"):
+        model.imagine(start, given, 0)
+    with pytest.raises(UserError, match=f"dream {horizon + 1} steps by actions of shape"):
+        model.imagine(start, given, horizon + 1)
     decoded = model.decode(dream.state)
     assert decoded.keys() == spec.obs.keys()
     for key, value in decoded.items():

@@ -24,7 +24,13 @@ from torch.optim import AdamW, Optimizer
 from datamodules.errors import UserError
 from datamodules.replay import Portion
 from datamodules.spec import Spec
-from zoo.arguments import reject_fractions, reject_outside, reject_unknown, reject_unless_positive
+from zoo.arguments import (
+    reject_fractions,
+    reject_outside,
+    reject_plan,
+    reject_unknown,
+    reject_unless_positive,
+)
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.diamond.actor_critic import ActorCritic, actor_critic_losses
 from zoo.diamond.denoiser import Denoiser, to_float
@@ -418,6 +424,7 @@ class Diamond(
 
         Where the reward and end model never learns, nothing is earned and nothing ends.
         """
+        reject_plan(self.name, actions, horizon)
         now = dict(state)
         states, taken, reward, cont = [], [], [], []
         for t in range(horizon):

@@ -170,7 +170,7 @@ class ActionMap(nn.Module):
         """Real actions (N,) for latent ones (N,).
 
         A latent action that was never seen may be any: it has the frequencies of all together, and
-        before the first label every real action is as likely.
+        before the first label every real action is as likely (without `draw`, it is action 0).
 
         Args:
             latent: codes.

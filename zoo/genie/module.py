@@ -15,6 +15,7 @@ This file is the method from top to bottom; its deviations from the paper are li
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -23,8 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from datamodules.errors import UserError
 from datamodules.spec import Spec
+from zoo.arguments import (
+    reject_fractions,
+    reject_outside,
+    reject_plan,
+    reject_unless_positive,
+)
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.genie.clips import only_image, over_clips, pixels, psnr, reject_batch, reject_lengths
 from zoo.genie.cloning import (
@@ -89,8 +95,8 @@ class Genie(
         read_changes: its transformers read beside each patch how it has changed (ours).
         known_motion: no latent action has to tell how things move by themselves (ours): the next
             frame is predicted from two frames or more, as one does not show it, and the action of
-            a step is read off its two frames alone, so that the first of a clip is, too. Needs
-            `read_changes` or convolutions.
+            a step is read off its two frames alone, so that the first of a clip is, too; with
+            `relative_positions`, without positions in space. Needs `read_changes` or convolutions.
         commitment: weight of the commitment losses, beside squared errors in units of the variance
             of what is predicted.
         copy_gate: the dynamics may copy tokens of the frame before (ours).
@@ -263,9 +269,11 @@ class Genie(
         return self.total_loss(losses, weights) + zero_of(self._idle())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logs the same of clips that are not trained on, as val/<name>."""
+        """Logs the same of clips that are not trained on, as val/<name>; not the use of codes."""
         losses, metrics = self._losses(batch)
-        values = {f"val/{name}": value for name, value in {**losses, **metrics}.items()}
+        use = ("alive", "perplexity", "labelled_steps")  # of training
+        found = {k: v for k, v in {**losses, **metrics}.items() if not k.endswith(use)}
+        values = {f"val/{name}": value for name, value in found.items()}
         self.log_dict(
             values,
             sync_dist=self.trainer.world_size > 1,
@@ -334,7 +342,7 @@ class Genie(
         seen = hide(seen, self.dynamics.mask, self.mask_rates, last_only=self.whole_past)
         loss, scores = self.dynamics.loss_and_scores(tokens, led, seen)
         hidden = tokens[seen == self.dynamics.mask]
-        return loss, (scores.argmax(-1) == hidden).float().mean()
+        return loss, (scores.argmax(-1) == hidden).sum() / max(1, len(hidden))
 
     def _policy_losses(self, frames: Tensor) -> tuple[Losses, Metrics]:
         """The latent action that comes next, at each frame of all that the policy may see at once.
@@ -451,19 +459,20 @@ class Genie(
             steps: passes through the dynamics for each frame; by default those of the model.
 
         Raises:
-            UserError: latent actions that there are not, or fewer than `horizon`.
+            UserError: latent actions that there are not, or fewer than `horizon`; an argument out
+                of range.
         """
-        if isinstance(actions, Tensor) and actions.shape[1] < horizon:
-            raise UserError(
-                f"Genie was to dream {horizon} frames by {actions.shape[1]} latent actions: give "
-                "one for each"
-            )
+        reject_plan(self.name, actions, horizon)
+        steps = self.steps if steps is None else steps
+        reject_fractions(self.name, steps=steps)
+        reject_unless_positive(self.name, steps=steps)
         temperature = self.temperature if temperature is None else temperature
+        reject_outside(self.name, 0, math.inf, temperature=temperature)
         choose = self._cloned if actions is None else actions
         states, taken = [], []
         for step in range(horizon):
             action = choose(state) if callable(choose) else choose[:, step]
-            state = self.dreams.step(state, action, steps or self.steps, temperature)
+            state = self.dreams.step(state, action, steps, temperature)
             states.append(state)
             taken.append(action)
         dreamed = {key: torch.stack([s[key] for s in states], 1) for key in state}

@@ -8,7 +8,7 @@ from inspect import Parameter
 from typing import Any
 
 from datamodules.errors import UserError
-from zoo.arguments import reject_outside, reject_unknown, reject_unless_positive
+from zoo.arguments import reject_fractions, reject_outside, reject_unknown, reject_unless_positive
 
 POSITIVE = (
     *("patch", "code_width", "action_patch", "action_width", "steps"),
@@ -19,6 +19,11 @@ AT_LEAST_0 = (
     *("tokenizer_final_lr", "world_final_lr", "action_final_lr"),
     *("tokenizer_warmup", "world_warmup"),
     *("commitment", "clip", "temperature", "labelled_steps", "weight_decay"),
+)
+WHOLE = (
+    *("frames", "patch", "codes", "code_width", "action_patch", "action_channels", "num_actions"),
+    *("action_width", "tokenizer_updates", "world_updates", "policy_updates", "action_updates"),
+    *("tokenizer_clips", "world_clips", "tokenizer_warmup", "world_warmup", "steps"),
 )
 CHOICES = {
     "tokenizer_quantizer": ("vq", "fsq"),
@@ -40,10 +45,16 @@ def reject_mistakes(options: Mapping[str, Any], known: Mapping[str, Parameter]) 
     for name, choices in CHOICES.items():
         reject_unknown("Genie", choices, **{name: options[name]})
     given = {name: value for name, value in options.items() if value is not None}
+    reject_fractions("Genie", **{name: given[name] for name in WHOLE if name in given})
     reject_unless_positive("Genie", **{name: given[name] for name in POSITIVE if name in given})
     zeros = {name: given[name] for name in AT_LEAST_0 if name in given}
     reject_outside("Genie", 0, math.inf, **zeros)
-    reject_outside("Genie", 2 + options["known_motion"], math.inf, frames=options["frames"])
+    reject_outside("Genie", 2, math.inf, frames=options["frames"])
+    if options["known_motion"] and options["frames"] < 3:
+        raise UserError(
+            f"Genie(known_motion=True) predicts from two frames or more, and frames is "
+            f"{options['frames']}: set frames to 3 or more"
+        )
     reject_outside("Genie", 2, math.inf, action_channels=options["action_channels"])
     if options["world_updates"]:
         last = options["world_updates"] - 1
@@ -62,6 +73,11 @@ def reject_mistakes(options: Mapping[str, Any], known: Mapping[str, Parameter]) 
         raise UserError(
             "Genie(known_motion=True) reads actions off single frames and how they have changed: "
             "set read_changes=True, too"
+        )
+    if options["action_quantizer"] == "none" and options["policy_updates"]:
+        raise UserError(
+            "Genie's policy says codes, and action_quantizer='none' has none: set policy_updates "
+            "to 0, or action_quantizer to vq or fsq"
         )
     if not any(options[f"{stage}_updates"] for stage in ("tokenizer", "world", "policy")):
         raise UserError(

@@ -31,9 +31,11 @@ class Rate(NamedTuple):
 
     def at(self, update: int, length: int) -> float:
         """Of an update, counted from 0, of a stage of `length`; afterwards `final`."""
+        if update >= length:
+            return self.final
         if update < self.warmup:
             return self.lr * (update + 1) / self.warmup
-        progress = min(1.0, (update - self.warmup) / max(1, length - self.warmup))
+        progress = (update - self.warmup) / (length - self.warmup)
         return self.final + (self.lr - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -22,7 +22,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from datamodules.errors import UserError
 from datamodules.replay import Portion
 from datamodules.spec import Spec
-from zoo.arguments import choose_widths, reject_outside, reject_unknown, reject_unless_positive
+from zoo.arguments import (
+    choose_widths,
+    reject_outside,
+    reject_plan,
+    reject_unknown,
+    reject_unless_positive,
+)
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.jepa_wm.encoder import ENCODERS, Encoder
 from zoo.jepa_wm.predictor import (
@@ -552,6 +558,7 @@ class JEPAWorldModel(
         Raises:
             UserError: it is to plan without a goal.
         """
+        reject_plan(self.name, actions, horizon)
         current = {key: state[key] for key in ("latents", "actions", "length")}
         goal = {"goal": state["goal"]} if "goal" in state else {}
         place = torch.arange(self.history, 0, -1, device=self.device)

@@ -179,7 +179,7 @@ class STTransformer(nn.Module):
         frames: most frames of a clip.
         causal: whether frames see only earlier ones and themselves.
         relative: spatial attention has `Offsets` beside (ours).
-        placed: without, there are no positions in space, all but those offsets.
+        placed: whether tokens are told where in the frame they are; `relative` offsets do not say.
     """
 
     space: Tensor

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.spec import Spec
+from zoo.arguments import reject_plan
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.nets.actions import ActionCodec, random_like
 from zoo.nets.averaging import follow
@@ -244,6 +245,7 @@ class LatentModel(ZooModel):
         sample: bool = True,
     ) -> Imagined:
         """Dreams with given actions, another policy, or its own; `sample` as in `RSSM.imagine`."""
+        reject_plan(self.name, actions, horizon)
 
         def choose(current: State, t: int) -> Tensor:
             if actions is None:

@@ -25,7 +25,13 @@ from torch.optim import Adam, Optimizer
 from datamodules.errors import UserError
 from datamodules.replay import Portion
 from datamodules.spec import Spec
-from zoo.arguments import choose_widths, reject_outside, reject_unknown, reject_unless_positive
+from zoo.arguments import (
+    choose_widths,
+    reject_outside,
+    reject_plan,
+    reject_unknown,
+    reject_unless_positive,
+)
 from zoo.base import Batch, Imagined, Obs, State, ZooModel
 from zoo.nets.actions import add_noise, random_like
 from zoo.nets.ranks import zero_of
@@ -463,6 +469,7 @@ class WorldModels(
         temperature: float | None = None,
     ) -> Imagined:
         """Dreams with given actions, another policy, or C; by default at the own temperature."""
+        reject_plan(self.name, actions, horizon)
         dreamer = self.dreamer(temperature)
         now = {key: state[key] for key in ("z", "h", "c", "first")}
         states, encoded, reward, cont = [], [], [], []

@@ -153,7 +153,7 @@ def test_latent_actions_that_there_are_not_are_refused(actions: Tensor, text: st
 
 
 def test_continuous_actions_are_given_as_vectors() -> None:
-    model = build(action_quantizer="none").eval()
+    model = build(action_quantizer="none", policy_updates=0).eval()
     start = {key: value[:, -1] for key, value in model.observe(batch()).items()}
     vectors = torch.randn(2, 3, 4)
     assert torch.equal(model.imagine(start, vectors, 3).action, vectors)
@@ -164,7 +164,7 @@ def test_continuous_actions_are_given_as_vectors() -> None:
 def test_random_continuous_actions_are_those_of_other_clips(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, asked = build(action_quantizer="none").eval(), []
+    model, asked = build(action_quantizer="none", policy_updates=0).eval(), []
     imagine = model.imagine
 
     def spy(start: Any, actions: Tensor, horizon: int) -> Any:

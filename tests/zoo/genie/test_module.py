@@ -393,6 +393,10 @@ def test_mistakes_are_named() -> None:
         build(mask_rates=[0.5])
     with pytest.raises(UserError, match="mask_rates > 0"):
         build(mask_rates=[0.0, 0.0])
+    with pytest.raises(UserError, match=r"whole steps, got 2\.5"):
+        build(steps=2.5)
+    with pytest.raises(UserError, match="set policy_updates to 0"):
+        build(action_quantizer="none", num_actions=6)
     with pytest.raises(UserError, match="weight_decay of at least 0, got -1"):
         build(weight_decay=-1.0)
 
@@ -416,7 +420,7 @@ def test_with_known_motion_no_action_has_to_tell_the_second_frame() -> None:
     assert float(metrics["copy_psnr"]) == pytest.approx(float(-10 * copied.log10()))
     with pytest.raises(UserError, match="set read_changes=True"):
         build(known_motion=True)
-    with pytest.raises(UserError, match="needs frames of at least 3, got 2"):
+    with pytest.raises(UserError, match="frames is 2: set frames to 3 or more"):
         build(known_motion=True, read_changes=True, frames=2)
 
 
