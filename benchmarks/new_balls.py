@@ -8,8 +8,8 @@ RUN is a DIAMOND that has learnt from episodes of several balls:
 When a ball has landed, the next frame has another at a random place of the first row, which then
 drifts to the left, straight or to the right, one chance in three each. Dreams begin where the first
 ball has landed, with true actions. For several samplers the table has the share of dreams in which
-there is a ball at the top after one step, the share in which it is where it must be five steps on,
-and how often of these it has drifted which way.
+there is a ball at the top after one step, the share in which it falls as it must for five steps on,
+without jumps, and how often of these it has drifted which way.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ def describe(frames: Tensor) -> list[float]:
     """
     middle, seen = find_ball(frames[:, 1:])
     x, y = middle.unbind(-1)
-    appeared = seen[:, 0] & ((y[:, 0] - 0.5).abs() < 1)
-    fell = appeared & seen[:, -1] & ((y[:, -1] - 0.5 - FALL * (AHEAD - 1)).abs() < 1)
+    row = 0.5 + FALL * torch.arange(AHEAD)
+    step = x.diff(dim=1).abs().amax(1)  # it drifts a pixel a step, and is reflected
+    appeared = seen[:, 0] & ((y[:, 0] - row[0]).abs() < 1)
+    fell = seen.all(1) & ((y - row).abs() < 1).all(1) & (step < 2)
     moved = (x[:, 2] - x[:, 0])[fell]  # in two steps, before most walls are met
     count = max(1, len(moved))
     ways = [(moved < -1).sum(), (moved.abs() <= 1).sum(), (moved > 1).sum()]
@@ -78,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = load(Run(options.run).checkpoint()).eval()
     if not isinstance(model, Diamond):
         parser.error(f"{options.run} is no run of diamond")
+    if options.clips < 1:
+        parser.error(f"--clips is {options.clips}, must be at least 1")
     clips = landings(options.clips, seed=0)
     rows = [["the game", *describe(truth(clips))]]
     for name, sampler in SAMPLERS.items():

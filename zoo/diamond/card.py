@@ -19,7 +19,7 @@ CARD = ModelCard(
     observations=("image",),
     actions=("discrete", "box", "multi_discrete"),
     sizes={
-        "nano": "1.2 million parameters at 32x32, for CPUs",
+        "nano": "1.1 million parameters at 32x32, for CPUs",
         "atari": "13.5 million parameters at 64x64; the default",
     },
 )

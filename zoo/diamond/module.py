@@ -60,6 +60,7 @@ class Size(NamedTuple):
     agent_channels: tuple[int, ...]
     hidden: int
     patch: int = 1
+    end_norm: bool = False
 
 
 # `nano` is ours, for CPUs; `atari` is the paper's.
@@ -75,6 +76,7 @@ SIZES = {
         agent_channels=(32, 32),
         hidden=128,
         patch=2,
+        end_norm=True,
     ),
     "atari": Size(
         channels=(64, 64, 64, 64),
@@ -109,7 +111,7 @@ class Diamond(
     """DIAMOND.
 
     Args:
-        spec: one image of any size, and actions (any kind).
+        spec: one image, 16 pixels each way or more ("nano": 8), and actions (any kind).
         size: one of `SIZES`.
         past: frames and actions that the denoiser sees, L.
         sigma_data, sigma_offset: standard deviations of frames and of the noise of whole channels.
@@ -246,6 +248,7 @@ class Diamond(
             s.hidden,
             s.attention,
             s.patch,
+            s.end_norm,
         )
         self.actor_critic = ActorCritic(image, actions, s.agent_channels, s.hidden, s.patch)
         # As the images come: the fastest order for convolutions on most devices.

@@ -55,8 +55,7 @@ class Rollout(NamedTuple):
 def starts_of(states: State, is_last: Tensor) -> State:
     """States (M, ...) from which dreams can begin: at the ends of sequences (B, T, ...).
 
-    Those where an episode ends are left out, unless all do: what is dreamt on from there is cut
-    off soon.
+    Those where an episode ends are left out, unless all do: nobody has seen how these go on.
     """
     goes_on = ~is_last[:, -1]
     goes_on = goes_on | ~goes_on.any()

@@ -95,9 +95,12 @@ def test_patches_are_channels_of_the_finest_level_and_sides_may_be_odd() -> None
     assert network.conv_in.in_channels == 5 * 3 * 4
     out = network(torch.randn(2, 3, 7, 9), torch.zeros(2), torch.randn(2, 12, 7, 9), torch.ones(64))
     assert out.shape == (2, 3, 7, 9)
-    model = RewardEndModel((7, 9, 3), 2, (8, 16), (1, 1), 8, 16, patch=2)
+    model = RewardEndModel((7, 9, 3), 2, (8, 16), (1, 1), 8, 16, patch=2, normalize=True)
     frame = torch.randn(2, 3, 7, 9)
-    assert model.features(frame, frame, torch.eye(2)).shape == (2, model.lstm.input_size)
+    seen = model.features(frame, frame, torch.eye(2))
+    assert seen.shape == (2, model.lstm.input_size)
+    torch.testing.assert_close(seen.mean(1), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std(1, False), torch.ones(2), atol=1e-3, rtol=0)
     agent = ActorCritic((15, 18, 3), ActionSpec("discrete", nvec=(3,)), (8, 8), 12, patch=2)
     assert agent(torch.randn(4, 3, 15, 18), agent.lstm.empty(4))[1].shape == (4,)
 
