@@ -118,11 +118,14 @@ def test_windows_of_one_frame_are_decoded_alone() -> None:
     torch.testing.assert_close(model.decode(states)["image"], expected)
 
 
-def test_a_dream_needs_an_action_for_each_frame() -> None:
+@pytest.mark.parametrize(
+    ("options", "message"), [({"steps": 0}, "steps > 0"), ({"temperature": -1.0}, "of at least 0")]
+)
+def test_a_dream_refuses_what_it_cannot_be_asked_for(options: dict, message: str) -> None:
     model = build().eval()
     start = {key: value[:, -1] for key, value in model.observe(batch()).items()}
-    with pytest.raises(UserError, match="dream 3 frames by 2 latent actions"):
-        model.imagine(start, torch.zeros(2, 2, dtype=torch.int64), 3)
+    with pytest.raises(UserError, match=message):
+        model.imagine(start, torch.zeros(2, 2, dtype=torch.int64), 2, **options)
 
 
 def test_decoding_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
