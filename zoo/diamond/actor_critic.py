@@ -38,6 +38,8 @@ class ActorCritic(nn.Module):
         channels: of the residual blocks, each of which halves height and width.
         hidden: units of the LSTM.
         patch: of the `FrameNetwork`.
+        normalize: black is 0, and a LayerNorm stands before the LSTM (ours). Where most of a frame
+            is black, its -1 is most of the features, and a small agent hardly sees the rest.
     """
 
     def __init__(
@@ -47,16 +49,20 @@ class ActorCritic(nn.Module):
         channels: Sequence[int],
         hidden: int,
         patch: int = 1,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         (height, width), colours = (-(-side // patch) for side in image[:2]), image[2]
         self.action, self.patch = action, patch
+        self.black = -1.0 if normalize else 0.0
         layers: list[nn.Module] = [conv3x3(colours * patch**2, channels[0])]
         for before, here in pairwise([channels[0], *channels]):
             layers += [SmallResBlock(before, here), nn.MaxPool2d(2)]
             height, width = height // 2, width // 2
+        features = channels[-1] * height * width
         self.encoder = nn.Sequential(*layers, nn.Flatten())
-        self.lstm = LSTM(channels[-1] * height * width, hidden)
+        self.norm = nn.LayerNorm(features) if normalize else nn.Identity()
+        self.lstm = LSTM(features, hidden)
         self.actor = nn.Linear(hidden, action.encoded_size * (2 if action.kind == "box" else 1))
         self.critic = nn.Linear(hidden, 1)
         for layer in (self.actor, self.critic):
@@ -76,7 +82,8 @@ class ActorCritic(nn.Module):
         return self.lstm.steps(seen.unflatten(0, (count, steps - 1)), first)
 
     def _seen(self, frame: Tensor) -> Tensor:
-        out: Tensor = self.encoder(cast(cut(frame, self.patch), self.encoder[0]))
+        seen = cut(frame - self.black if self.black else frame, self.patch)
+        out: Tensor = self.norm(self.encoder(cast(seen, self.encoder[0])))
         return out
 
     def _policy(self, h: Tensor) -> Policy:

@@ -60,7 +60,7 @@ class Size(NamedTuple):
     agent_channels: tuple[int, ...]
     hidden: int
     patch: int = 1
-    end_norm: bool = False
+    normalize: bool = False
 
 
 # `nano` is ours, for CPUs; `atari` is the paper's.
@@ -76,7 +76,7 @@ SIZES = {
         agent_channels=(32, 32),
         hidden=128,
         patch=2,
-        end_norm=True,
+        normalize=True,
     ),
     "atari": Size(
         channels=(64, 64, 64, 64),
@@ -248,9 +248,11 @@ class Diamond(
             s.hidden,
             s.attention,
             s.patch,
-            s.end_norm,
+            s.normalize,
         )
-        self.actor_critic = ActorCritic(image, actions, s.agent_channels, s.hidden, s.patch)
+        self.actor_critic = ActorCritic(
+            image, actions, s.agent_channels, s.hidden, s.patch, s.normalize
+        )
         # As the images come: the fastest order for convolutions on most devices.
         self.to(memory_format=torch.channels_last)
         self._dreams: State | None = None  # those that go on from update to update

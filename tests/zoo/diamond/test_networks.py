@@ -194,6 +194,22 @@ def test_the_agent_starts_indifferent(action: ActionSpec) -> None:
         assert policy.entropy().tolist() == pytest.approx([1.0986] * 4, abs=1e-3)
 
 
+def test_an_agent_that_normalises_sees_black_as_nothing() -> None:
+    torch.manual_seed(0)
+    space = ActionSpec("discrete", nvec=(3,))
+    agent = ActorCritic((16, 16, 3), space, (8, 8), 12, normalize=True)
+    conv = agent.encoder[0]
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    heard = []
+    conv.register_forward_hook(lambda layer, inputs, out: heard.append(out))
+    agent(-torch.ones(1, 3, 16, 16), agent.lstm.empty(1))
+    assert (heard[0] == 0).all()
+    seen = agent._seen(torch.rand(2, 3, 16, 16))
+    torch.testing.assert_close(seen.mean(1), torch.zeros(2), atol=1e-5, rtol=0)
+
+
 def test_losses_of_the_actor_and_the_critic() -> None:
     log_prob = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     value = torch.tensor([[1.0, 0.0]], requires_grad=True)
